@@ -1,0 +1,619 @@
+"""Train the notes' small network on CIFAR-10 and watch it in TensorBoard.
+
+    python train_cifar.py
+    tensorboard --logdir runs
+
+The file reads top to bottom: what a run is made of, what TensorBoard is shown and when, the training
+loop, and `main`, which wires them.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import viz
+from arguments import UsageError, parse_args
+from checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from data import Data, DataError, load_data
+from model import Net
+
+ALL_THREADS = torch.get_num_threads()
+SMALL_BATCH = 8  # images; up to here one CPU thread is faster than several
+BAR_EVERY = 50  # batches between two updates of the progress bar
+SHAPES_NOTE = "NOTE: these images are the built-in SHAPES, not CIFAR-10: its figures do not apply."
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; the message says where it stopped and the likely cause."""
+
+
+# ------------------------------------------------------------------------- what a run is made of
+
+
+@dataclass
+class Progress:
+    """How far a run has come; a checkpoint holds it, and `--resume` goes on from it."""
+
+    epoch: int = 0  # epochs done
+    batch: int = 0  # batches done in the epoch under way
+    step: int = 0  # batches done in all: the x axis in TensorBoard
+    losses: list[torch.Tensor] = field(default_factory=list)  # of each batch since the last report
+    images: int = 0  # since the last report
+    seconds: float = 0.0  # of training since the last report, views not counted
+    finished: bool = False
+
+
+@dataclass
+class Run:
+    """What the parts of a run have in common."""
+
+    args: argparse.Namespace
+    run_dir: Path
+    device: torch.device
+    data: Data
+    data_checksum: int
+    net: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None
+    shuffle_state: torch.Tensor  # of the loader's generator, at the start of the epoch
+    progress: Progress
+    view_seconds: float = 0.0  # spent on drawing and writing views
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn `--device` into a device; raises UsageError if this machine has no such device."""
+    found = ["cpu"]
+    if torch.backends.mps.is_available():
+        found.insert(0, "mps")
+    if torch.cuda.is_available():
+        found.insert(0, "cuda")
+        found += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if name == "auto":
+        name = found[0]
+    if name not in found:
+        raise UsageError(f"--device {name!r}: this machine has {', '.join(found)} (or say auto)")
+    return torch.device(name)
+
+
+def tune_cpu(batch_size: int) -> None:
+    """Set PyTorch's CPU threads and kernels to suit the batch size (measured: benchmarks/).
+
+    A layer of this net is done with four images in less time than threads need to meet and oneDNN
+    needs to rearrange memory; with larger batches both pay.
+    """
+    small = batch_size <= SMALL_BATCH
+    torch.set_num_threads(1 if small else ALL_THREADS)
+    torch.backends.mkldnn.set_flags(not small)
+
+
+def to_layout(images: torch.Tensor) -> torch.Tensor:
+    """Give large batches (B, 3, H, W) the memory layout that convolutions are fastest with."""
+    if len(images) <= SMALL_BATCH:
+        return images
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def make_optimizer(net: nn.Module, args: argparse.Namespace, steps_per_epoch: int):
+    """Return SGD and the schedule of its learning rate, which is stepped after every batch."""
+    # fused: one kernel for all parameters, the same arithmetic
+    optimizer = torch.optim.SGD(net.parameters(), lr=args.lr, momentum=args.momentum, fused=True)
+    if args.schedule == "onecycle":
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=args.lr, total_steps=args.epochs * steps_per_epoch
+        )
+    else:
+        scheduler = None
+    return optimizer, scheduler
+
+
+def make_run_dir(log_dir: str, run_name: str | None, is_stand_in: bool) -> Path:
+    """Make a new folder for the run, named by `run_name` or else by the time.
+
+    Raises UsageError if it cannot be written or if a run of that name is there.
+    """
+    name = run_name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    if is_stand_in:
+        name += "-shapes"
+    path = Path(log_dir) / name
+    for attempt in range(2, 1000):
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            if run_name or not path.is_dir():
+                raise UsageError(
+                    f"{str(path)!r} is there already: choose another --run-name, or go on with "
+                    f"that run by --resume"
+                ) from None
+            path = path.with_name(f"{name}_{attempt}")  # two runs begun in the same second
+        except OSError as error:
+            raise UsageError(cannot_write(log_dir, error)) from error
+    raise UsageError(f"{log_dir!r} holds too many runs of this second")
+
+
+def check_log_dir(log_dir: str) -> None:
+    """Raise UsageError, before any work, if no folder can be made in `log_dir`."""
+    path = Path(log_dir).absolute()
+    while not path.exists():
+        path = path.parent
+    if not path.is_dir() or not os.access(path, os.W_OK):
+        raise UsageError(f"--log-dir {log_dir!r}: {str(path)!r} is no folder that can be written")
+
+
+def cannot_write(path: str | Path, error: OSError) -> str:
+    """Say in one line that a folder does not take our files, and why."""
+    return f"cannot write to {str(path)!r} ({error.strerror or error})"
+
+
+class Evaluation(NamedTuple):
+    """How the net does on the N test images."""
+
+    probs: torch.Tensor  # (N, C) softmax probabilities, on the CPU
+    labels: torch.Tensor  # (N,) true classes, on the CPU
+    loss: float  # mean cross entropy
+    accuracy: float  # 0 to 1
+
+
+def evaluate(net: nn.Module, loader: DataLoader) -> Evaluation:
+    """Run the net over all images of a loader."""
+    tune_cpu(loader.batch_size)
+    with torch.inference_mode():
+        logits = torch.cat([net(to_layout(images)) for images, _ in loader]).cpu()
+        labels = loader.dataset.labels.cpu()
+        accuracy = (logits.argmax(dim=1) == labels).float().mean().item()
+        loss = F.cross_entropy(logits, labels).item()
+        return Evaluation(logits.softmax(dim=1), labels, loss, accuracy)
+
+
+# ----------------------------------------------------------------------- what is shown, and when
+
+
+def show_start(run: Run, writer: SummaryWriter) -> None:
+    """Before training: some training images, the net, and the settings."""
+    images, labels = some_images(run.data.train_loader, 32, run.args.seed)
+    viz.add_image_grid(writer, images, labels, run.data.classes)
+    viz.add_net_graph(writer, run.net, images[:1])
+    if run.args.views == "all":
+        viz.add_table(writer, "settings", settings_table(run))
+        viz.add_hparams_start(writer, hyperparameters(run))
+        viz.add_layout(writer)
+
+
+def show_report(
+    run: Run, writer: SummaryWriter, images: torch.Tensor, labels: torch.Tensor, loss: float
+) -> None:
+    """Every `--report-every` images: the loss, and what the net says of the last batch."""
+    progress = run.progress
+    viz.add_training_loss(writer, loss, progress.step)
+    viz.add_predictions(writer, run.net, images[:16], labels[:16], run.data.classes, progress.step)
+    if run.args.views == "all":
+        lr, speed = run.optimizer.param_groups[0]["lr"], progress.images / progress.seconds
+        viz.add_training_scalars(writer, run.net, lr, speed, progress.step)
+        viz.add_histograms(writer, run.net, progress.step)
+
+
+def show_epoch(run: Run, writer: SummaryWriter, test: Evaluation) -> None:
+    """After every epoch: how the net does on the test images."""
+    step, classes = run.progress.step, run.data.classes
+    viz.add_test_scalars(writer, test.loss, test.accuracy, step)
+    viz.add_pr_curves(writer, test.probs, test.labels, classes, step)
+    if run.args.views == "all":
+        test_set = run.data.test_loader.dataset
+        worst = worst_mistakes(test, 16)
+        images, labels = test_set.__getitems__(worst)
+        viz.add_confusion_matrix(writer, test.probs, test.labels, classes, step)
+        viz.add_mistakes(writer, images, test.probs[worst], labels, classes, step)
+        viz.add_filters(writer, run.net.conv1, step)
+        viz.add_feature_maps(writer, run.net.conv1, test_set[0][0], step)
+
+
+def show_end(run: Run, writer: SummaryWriter, report: list) -> None:
+    """After the last epoch: the table per class and the projector."""
+    step = run.progress.step
+    if run.args.views == "all":
+        images, labels = some_images(run.data.test_loader, 1000, run.args.seed)
+        with torch.inference_mode():
+            features = run.net.features(images)
+        viz.add_projector(writer, features, images, labels, run.data.classes, step)
+        viz.add_table(writer, "per class", report, step)
+        viz.add_hparams_end(writer)
+
+
+def some_images(loader: DataLoader, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pick up to `count` images (count, 3, 32, 32) and labels (count,), the same for a seed."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(loader.dataset), generator=generator)[:count]
+    return loader.dataset.__getitems__(chosen.tolist())
+
+
+def worst_mistakes(test: Evaluation, count: int) -> list[int]:
+    """Indices of the wrongly classified images whose true class got the least probability."""
+    true_probs = test.probs.gather(1, test.labels[:, None])[:, 0]
+    wrong = (test.probs.argmax(dim=1) != test.labels).nonzero()[:, 0]
+    return wrong[true_probs[wrong].argsort()][:count].tolist()
+
+
+def hyperparameters(run: Run) -> dict[str, str | bool | int | float]:
+    """What distinguishes one run from another, for the HPARAMS table."""
+    args = run.args
+    return {
+        "epochs": args.epochs,
+        "batch size": args.batch_size,
+        "lr": args.lr,
+        "momentum": args.momentum,
+        "schedule": args.schedule,
+        "augment": args.augment,
+        "seed": args.seed,
+        "images": run.data.source,
+        "device": run.device.type,
+    }
+
+
+def settings_table(run: Run) -> list[tuple[str, str]]:
+    """Rows for the TEXT tab: what this run is, and how to go on with it or do it again."""
+    train_set, test_set = run.data.train_loader.dataset, run.data.test_loader.dataset
+    rows = [("setting", "value")]
+    rows += [(name, str(value)) for name, value in hyperparameters(run).items()]
+    rows += [
+        ("training / test images", f"{len(train_set):,} / {len(test_set):,}"),
+        ("classes", ", ".join(run.data.classes)),
+        ("PyTorch", f"{torch.__version__}, torchvision {torchvision.__version__}"),
+        ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        ("command", f"`python {quote(shlex.join(sys.argv))}`"),
+        ("resume", f"`{resume_command(run)}`"),
+    ]
+    if run.data.source == "shapes":
+        rows.insert(1, ("NOTE", SHAPES_NOTE))
+    return rows
+
+
+# ------------------------------------------------------------------------------------- training
+
+
+def train(run: Run, writer: SummaryWriter, signals: list[int]) -> Evaluation | None:
+    """Train until `--epochs` are done, and return the last evaluation.
+
+    Once `signals` holds one, the run is saved after the batch under way, and None is returned.
+    Raises TrainingError if the loss is not finite.
+    """
+    args, progress, net, optimizer = run.args, run.progress, run.net, run.optimizer
+    loader = run.data.train_loader
+    criterion = nn.CrossEntropyLoss()
+    report_batches = max(1, round(args.report_every / args.batch_size))
+    test = None
+
+    while progress.epoch < args.epochs:
+        loader.generator.set_state(run.shuffle_state)
+        batches = islice(loader, progress.batch, None)  # a resumed run passes over those done
+        tune_cpu(args.batch_size)
+        bar = progress_bar(run)
+        started = time.perf_counter()
+        for images, labels in batches:
+            optimizer.zero_grad()
+            loss = criterion(net(to_layout(images)), labels)
+            loss.backward()
+            optimizer.step()
+            if run.scheduler:
+                run.scheduler.step()
+
+            progress.batch += 1
+            progress.step += 1
+            progress.images += len(labels)
+            progress.losses.append(loss.detach())  # .item() would make a GPU wait in every step
+            epoch_done = progress.batch == len(loader)
+            if progress.batch % BAR_EVERY == 0:
+                bar.set_postfix(loss=f"{mean(progress.losses[-100:]):.3f}", refresh=False)
+                bar.update(BAR_EVERY)
+            if progress.batch % report_batches == 0 or epoch_done:
+                progress.seconds += time.perf_counter() - started
+                report(run, writer, images, labels)
+                started = time.perf_counter()
+                if not epoch_done:
+                    save(run)
+            if signals and not epoch_done:
+                progress.seconds += time.perf_counter() - started
+                check_losses(progress)
+                save(run)
+                return None
+        bar.close()
+
+        test = evaluate(net, run.data.test_loader)
+        with timed(run):
+            show_epoch(run, writer, test)
+            writer.flush()
+        say(f"{where(run)}  test loss {test.loss:.3f}  test accuracy {test.accuracy:.1%}")
+        progress.epoch += 1
+        progress.batch = 0
+        run.shuffle_state = loader.generator.get_state()
+        save(run)
+        if signals:
+            return None
+    return test
+
+
+def report(run: Run, writer: SummaryWriter, images: torch.Tensor, labels: torch.Tensor) -> None:
+    """Print and show how training went since the last report, and begin a new window."""
+    progress = run.progress
+    check_losses(progress)
+    loss, speed = mean(progress.losses), progress.images / progress.seconds
+    say(f"{where(run)}  training loss {loss:.3f}  {speed:,.0f} images/s")
+    with timed(run):
+        show_report(run, writer, images, labels, loss)
+        writer.flush()  # a kill would lose what is still in the writer's queue
+    progress.losses.clear()
+    progress.images, progress.seconds = 0, 0.0
+
+
+def mean(losses: list[torch.Tensor]) -> float:
+    """Mean of scalar tensors."""
+    return torch.stack(losses).mean().item()
+
+
+def check_losses(progress: Progress) -> None:
+    """Raise TrainingError if one of the losses since the last report is NaN or infinite."""
+    first_step = progress.step - len(progress.losses) + 1
+    losses = torch.tensor(progress.losses)
+    for index in losses.isfinite().logical_not().nonzero()[:, 0].tolist():
+        raise TrainingError(
+            f"the loss became {losses[index]} at step {first_step + index:,}: the learning rate "
+            "is probably too high; start again with a smaller --lr"
+        )
+
+
+def save(run: Run) -> None:
+    """Write the checkpoint that `--resume` goes on from."""
+    progress = run.progress
+    scheduler = run.scheduler.state_dict() if run.scheduler else None
+    save_checkpoint(
+        run.run_dir,
+        {
+            "settings": vars(run.args),
+            "classes": run.data.classes,
+            "data_checksum": run.data_checksum,
+            "net": run.net.state_dict(),
+            "optimizer": run.optimizer.state_dict(),
+            "scheduler": scheduler,
+            "shuffle_state": run.shuffle_state,
+            "random_state": torch.get_rng_state(),
+            "progress": vars(progress) | {"losses": [loss.item() for loss in progress.losses]},
+        },
+    )
+
+
+def restore(run: Run, state: dict) -> None:
+    """Put the run into the state that `save` wrote; raises CheckpointError if it does not fit."""
+    if state["classes"] != run.data.classes or state["data_checksum"] != run.data_checksum:
+        raise CheckpointError(
+            f"{str(run.run_dir)!r} was trained on other images than {run.args.data!r} holds now: "
+            "bring those back, or start a new run"
+        )
+    try:
+        run.net.load_state_dict(state["net"])
+        run.optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"the checkpoint in {str(run.run_dir)!r} is of another net than model.py's: "
+            "start a new run"
+        ) from error
+    if run.scheduler:
+        run.scheduler.load_state_dict(state["scheduler"])
+    run.shuffle_state = state["shuffle_state"]
+    torch.set_rng_state(state["random_state"])
+    run.progress = Progress(**state["progress"])
+    run.progress.losses = [torch.tensor(loss, device=run.device) for loss in run.progress.losses]
+
+
+# ----------------------------------------------------------------------------------------- main
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 2 for bad input, 1 for a run that failed."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # class names may not fit the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        args = parse_args(argv)
+        state = load_checkpoint(Path(args.resume)) if args.resume else None
+        if state and state["progress"]["finished"]:
+            say(f"the run in {args.resume!r} is finished: nothing is left to resume")
+            return 0
+        return train_to_the_end(prepare(args, state), is_new=state is None)
+    except (UsageError, DataError, CheckpointError) as error:
+        return fail(2, f"error: {error}")
+    except TrainingError as error:
+        return fail(1, f"stopped: {error}")
+    except KeyboardInterrupt:
+        return fail(128 + signal.SIGINT, "interrupted before training began")
+
+
+def fail(status: int, message: str) -> int:
+    """Print one line on stderr and return the exit status."""
+    print(f"train_cifar.py: {message}", file=sys.stderr)
+    return status
+
+
+def prepare(args: argparse.Namespace, state: dict | None) -> Run:
+    """Wire up a new run, or the one that the checkpoint `state` was made of.
+
+    The directory of a new run is made last, when nothing else can go wrong any more.
+    """
+    if state:
+        args = argparse.Namespace(**state["settings"] | {"resume": args.resume})
+    else:
+        check_log_dir(args.log_dir)
+    device = choose_device(args.device)
+    torch.manual_seed(args.seed)
+    data = load_data(
+        args.data, args.data_dir, args.batch_size, args.seed, device, args.augment, args.mirror
+    )
+    train_images = data.train_loader.dataset.images
+    if args.batch_size > len(train_images):
+        raise UsageError(
+            f"--batch-size {args.batch_size} is more than the {len(train_images)} training images: "
+            "take a smaller one"
+        )
+    net = Net(len(data.classes)).to(device)
+    optimizer, scheduler = make_optimizer(net, args, len(data.train_loader))
+    run = Run(
+        args=args,
+        run_dir=Path(args.resume or ""),
+        device=device,
+        data=data,
+        data_checksum=zlib.crc32(train_images.cpu().numpy()),
+        net=net,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        shuffle_state=data.train_loader.generator.get_state(),
+        progress=Progress(),
+    )
+    if state:
+        restore(run, state)
+    else:
+        stand_in = args.data == "auto" and data.source == "shapes"
+        run.run_dir = make_run_dir(args.log_dir, args.run_name, stand_in)
+        # A resumed run must find the same images, wherever it is resumed from.
+        folder = str(Path(args.data).absolute())
+        args.data = folder if data.source == "folder" else data.source
+        args.data_dir = str(Path(args.data_dir).absolute())
+    return run
+
+
+def train_to_the_end(run: Run, is_new: bool) -> int:
+    """Train the run, show the views of its start and end, and say where to look.
+
+    Returns 0, or 128 + the signal that stopped it, or 1 if the run directory was not writable.
+    """
+    begun = time.perf_counter()
+    say(f"images  {run.data.source}: {len(run.data.train_loader.dataset):,} to train on")
+    say(f"device  {run.device}")
+    say(f"run     {run.run_dir}")
+    if run.data.source == "shapes":
+        say(SHAPES_NOTE)
+    writer = None
+    try:
+        # A killed run may have shown more than its last checkpoint knows: purge_step drops what
+        # follows, which is shown again.
+        writer = SummaryWriter(run.run_dir, purge_step=0 if is_new else run.progress.step + 1)
+        with caught_signals() as signals:
+            if is_new:
+                with timed(run):
+                    show_start(run, writer)
+                    writer.flush()
+                save(run)
+            test = train(run, writer, signals)
+            if signals:
+                say(f"stopped by {signal.Signals(signals[0]).name}; to go on:")
+                say(f"  {resume_command(run)}")
+                return 128 + signals[0]
+            finish(run, writer, test or evaluate(run.net, run.data.test_loader))
+    except OSError as error:
+        return fail(1, f"stopped: {cannot_write(run.run_dir, error)}; what was saved stays")
+    finally:
+        if writer:
+            with contextlib.suppress(OSError):  # said already
+                writer.close()
+    say(
+        f"finished in {time.perf_counter() - begun:.1f} s, {run.view_seconds:.1f} s of it for views"
+    )
+    if run.data.source == "shapes":
+        say(SHAPES_NOTE)
+    say("now look at it:")
+    say(f"  tensorboard --logdir {quote(run.run_dir.parent)} --samples_per_plugin images=100")
+    return 0
+
+
+def finish(run: Run, writer: SummaryWriter, test: Evaluation) -> None:
+    """Print and show the results per class, and mark the run as finished."""
+    rows = viz.class_report(test.probs, test.labels, run.data.classes)
+    with timed(run):
+        show_end(run, writer, rows)
+        writer.flush()
+    run.progress.finished = True
+    save(run)
+    say(viz.markdown_table(rows))
+
+
+@contextlib.contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """Collect the first Ctrl-C or SIGTERM instead of dying of it; a second one ends at once."""
+    caught: list[int] = []
+
+    def note(signum: int, frame: object) -> None:
+        caught.append(signum)
+        for signum in before:
+            signal.signal(signum, signal.SIG_DFL)
+
+    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def timed(run: Run) -> Iterator[None]:
+    """Count the time of the block as time for views."""
+    begun = time.perf_counter()
+    yield
+    run.view_seconds += time.perf_counter() - begun
+
+
+def progress_bar(run: Run) -> tqdm:
+    """A bar over the batches of the epoch under way, on a terminal only."""
+    return tqdm(
+        total=len(run.data.train_loader),
+        initial=run.progress.batch,
+        desc=f"epoch {run.progress.epoch + 1}",
+        unit=" batches",
+        disable=None,  # not in a file or pipe
+        leave=False,
+    )
+
+
+def say(text: str) -> None:
+    """Print a line without tearing the progress bar; a file or pipe gets it at once."""
+    tqdm.write(text)
+    sys.stdout.flush()
+
+
+def where(run: Run) -> str:
+    """Where in the run a line of output belongs."""
+    return f"epoch {run.progress.epoch + 1}/{run.args.epochs}  step {run.progress.step:>7,}"
+
+
+def quote(path: str | Path) -> str:
+    """Quote a path for the shell of this system."""
+    text = str(path)
+    return subprocess.list2cmdline([text]) if os.name == "nt" else shlex.quote(text)
+
+
+def resume_command(run: Run) -> str:
+    """The command that goes on with this run."""
+    return f"python train_cifar.py --resume {quote(run.run_dir)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

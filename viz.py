@@ -1,0 +1,378 @@
+"""One function per TensorBoard view; each takes the writer, what it shows, and the step.
+
+Nothing here reads a global or a file: writer, net, images and class names are passed in, so that
+every function can be lifted into another training script. Shapes: B images in a batch, N samples,
+C classes. Images are normalised to [-1, 1], as `data.py` makes them.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+from torchvision.utils import make_grid
+
+RIGHT, WRONG = "green", "red"
+
+# Class names may be Chinese, for which DejaVu has no glyphs: any of these helps where installed.
+CJK_FONTS = ("Noto Sans CJK SC", "Microsoft YaHei", "PingFang SC", "WenQuanYi Zen Hei", "SimHei")
+INSTALLED_FONTS = {font.name for font in font_manager.fontManager.ttflist}
+FONTS = ["DejaVu Sans", *(name for name in CJK_FONTS if name in INSTALLED_FONTS)]
+
+
+def images_to_probs(net: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the predicted class (B,) of each image (B, 3, 32, 32) and its probability (B,)."""
+    with torch.no_grad():
+        probs, preds = net(images).softmax(dim=1).max(dim=1)
+    return preds, probs
+
+
+def matplotlib_imshow(ax, image: torch.Tensor) -> None:
+    """Draw a normalised image (3, H, W) on the Matplotlib axes, in its own colours."""
+    pixels = image.cpu() / 2 + 0.5  # [-1, 1] -> [0, 1]
+    ax.imshow(pixels.permute(1, 2, 0), interpolation="nearest")
+
+
+def plot_images(
+    images: torch.Tensor, titles: Sequence[str], colors: Sequence[str] | None = None
+) -> Figure:
+    """Draw normalised images (B, 3, H, W) in rows of up to eight, each below its title."""
+    count, _, height, width = images.shape
+    columns = min(count, 8)
+    rows = math.ceil(count / columns)
+    # One picture of all images and one set of axes: an axes for each image is several times slower.
+    title_height, gap = round(height * 0.45), 2
+    padded = F.pad(images.cpu(), (gap, gap, title_height, gap), value=1.0)  # a white margin
+    cell_height, cell_width = padded.shape[2:]
+    inches = 1.5 / cell_width
+    fig = Figure(figsize=(columns * cell_width * inches, rows * cell_height * inches))
+    ax = fig.add_axes((0, 0, 1, 1))
+    ax.axis("off")
+    matplotlib_imshow(ax, make_grid(padded, nrow=columns, padding=0, pad_value=1.0))
+    for index, title in enumerate(titles):
+        row, column = divmod(index, columns)
+        ax.text(
+            (column + 0.5) * cell_width,
+            row * cell_height + title_height - gap,
+            title,
+            color=colors[index] if colors else "black",
+            family=FONTS,
+            fontsize=8,
+            horizontalalignment="center",
+            verticalalignment="bottom",
+        )
+    return fig
+
+
+def shorten(name: str, limit: int = 16) -> str:
+    """Cut a long class name so that titles in a grid do not run into each other."""
+    return name if len(name) <= limit else name[: limit - 1] + "…"
+
+
+def add_image_grid(
+    writer: SummaryWriter,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    classes: Sequence[str],
+    step: int = 0,
+) -> None:
+    """IMAGES: training images (B, 3, 32, 32) with the names of their labels (B,)."""
+    titles = [shorten(classes[label]) for label in labels]
+    writer.add_figure("training images", plot_images(images, titles), step)
+
+
+def add_net_graph(writer: SummaryWriter, net: nn.Module, images: torch.Tensor) -> None:
+    """GRAPHS: the layers of `net`, traced with one batch of images on the net's device.
+
+    A net that cannot be traced gives a warning: the picture is never worth the training.
+    """
+    modes = [(module, module.training) for module in net.modules()]
+    with warnings.catch_warnings():
+        # add_graph still goes through torch.jit.trace, which announces its own retirement.
+        warnings.filterwarnings("ignore", ".*torch.jit", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", ".*torch.jit", category=FutureWarning)
+        try:
+            writer.add_graph(net, images)
+        except Exception as error:
+            warnings.warn(f"the graph of the net could not be drawn: {error}", stacklevel=2)
+    for module, mode in modes:  # add_graph sets every layer to the mode of the whole net
+        module.training = mode
+
+
+def add_layout(writer: SummaryWriter) -> None:
+    """CUSTOM SCALARS: training and test loss on one chart, the learning rate on another.
+
+    Call it once for a writer: a second layout replaces the first.
+    """
+    writer.add_custom_scalars(
+        {
+            "loss": {"training and test": ["Multiline", ["^training loss$", "^test loss$"]]},
+            "schedule": {"learning rate": ["Multiline", ["^learning rate$"]]},
+        }
+    )
+
+
+def add_table(
+    writer: SummaryWriter, tag: str, rows: Sequence[Sequence[str]], step: int = 0
+) -> None:
+    """TEXT: rows of strings as a Markdown table; the first row is the heading."""
+    writer.add_text(tag, markdown_table(rows), step)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Align rows of strings as a Markdown table, readable in TensorBoard and in a terminal."""
+    rows = [[cell.replace("|", r"\|").replace("\n", " ") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    head, *body = (
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    )
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([head, rule, *body])
+
+
+def add_hparams_start(writer: SummaryWriter, settings: Mapping[str, object]) -> None:
+    """HPARAMS: the settings of this run (str, bool, int or float), one row of the table.
+
+    `SummaryWriter.add_hparams` would open a second run and an Experiment record, which hides runs
+    with other settings; the session alone makes TensorBoard unite all keys and take every scalar
+    of the run as a metric.
+    """
+    _, session_start, _ = hparams(dict(settings), {})
+    writer.file_writer.add_summary(session_start)
+
+
+def add_hparams_end(writer: SummaryWriter) -> None:
+    """HPARAMS: mark this run's row as finished."""
+    _, _, session_end = hparams({}, {})
+    writer.file_writer.add_summary(session_end)
+
+
+def add_training_loss(writer: SummaryWriter, loss: float, step: int) -> None:
+    """SCALARS: the mean loss of the batches since the last report."""
+    writer.add_scalar("training loss", loss, step)
+
+
+def add_training_scalars(
+    writer: SummaryWriter, net: nn.Module, lr: float, images_per_second: float, step: int
+) -> None:
+    """SCALARS: what explains the course of the loss, and how fast it goes.
+
+    The gradient norm is that of the last batch, still in the parameters' `.grad`.
+    """
+    grads = [p.grad for p in net.parameters() if p.grad is not None]
+    writer.add_scalar("learning rate", lr, step)
+    writer.add_scalar("images per second", images_per_second, step)
+    writer.add_scalar("gradient norm", nn.utils.get_total_norm(grads).item(), step)
+
+
+def add_test_scalars(writer: SummaryWriter, loss: float, accuracy: float, step: int) -> None:
+    """SCALARS: mean loss and accuracy (0 to 1) over the test images."""
+    writer.add_scalar("test loss", loss, step)
+    writer.add_scalar("test accuracy", accuracy, step)
+
+
+def add_histograms(writer: SummaryWriter, net: nn.Module, step: int) -> None:
+    """HISTOGRAMS and DISTRIBUTIONS: weights and gradients of every layer.
+
+    Values that are NaN or infinite are left out: `add_histogram` would raise on them.
+    """
+    for name, parameter in net.named_parameters():
+        for kind, values in (("weights", parameter.detach()), ("gradients", parameter.grad)):
+            if values is not None and (finite := values[values.isfinite()]).numel() > 0:
+                # 64 equal bins: the default's 1,500 exponential ones are several times slower.
+                writer.add_histogram(f"{kind}/{name}", finite, step, bins=64)
+
+
+def plot_classes_preds(
+    net: nn.Module, images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]
+) -> Figure:
+    """Draw images (B, 3, 32, 32) with predicted class, its probability, and label (B,).
+
+    The title is green where the prediction is right and red where it is wrong.
+    """
+    preds, probs = images_to_probs(net, images)
+    titles = [
+        f"{shorten(classes[pred])}, {prob:.1%}\n(label: {shorten(classes[label])})"
+        for pred, prob, label in zip(preds.tolist(), probs.tolist(), labels.tolist(), strict=True)
+    ]
+    colors = [RIGHT if right else WRONG for right in (preds == labels).tolist()]
+    return plot_images(images, titles, colors)
+
+
+def add_predictions(
+    writer: SummaryWriter,
+    net: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    classes: Sequence[str],
+    step: int,
+) -> None:
+    """IMAGES: what the net says now of a batch of images, and what they are."""
+    figure = plot_classes_preds(net, images, labels, classes)
+    writer.add_figure("predictions vs. actuals", figure, step)
+
+
+def add_pr_curve_tensorboard(
+    writer: SummaryWriter,
+    class_index: int,
+    test_probs: torch.Tensor,
+    test_labels: torch.Tensor,
+    classes: Sequence[str],
+    step: int,
+) -> None:
+    """PR CURVES: precision against recall of one class, at 127 thresholds.
+
+    Of the probabilities (N, C) and labels (N,) the curve takes the truth (is it this class?) and
+    the probability given to this class. Logits, or predictions instead of labels, would give a
+    curve without meaning.
+    """
+    truth = test_labels == class_index
+    writer.add_pr_curve(classes[class_index], truth, test_probs[:, class_index], step)
+
+
+def add_pr_curves(
+    writer: SummaryWriter,
+    test_probs: torch.Tensor,
+    test_labels: torch.Tensor,
+    classes: Sequence[str],
+    step: int,
+) -> None:
+    """PR CURVES: one curve for each class."""
+    for class_index in range(len(classes)):
+        add_pr_curve_tensorboard(writer, class_index, test_probs, test_labels, classes, step)
+
+
+def count_confusions(preds: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Count (C, C): row the true class, column the predicted one; preds and labels (N,)."""
+    cells = labels * num_classes + preds
+    return cells.bincount(minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def add_confusion_matrix(
+    writer: SummaryWriter,
+    probs: torch.Tensor,
+    labels: torch.Tensor,
+    classes: Sequence[str],
+    step: int,
+) -> None:
+    """IMAGES: how many images of each true class (row) were taken for each class (column).
+
+    probs (N, C) and labels (N,) are those of the test images.
+    """
+    counts = count_confusions(probs.argmax(dim=1), labels, len(classes))
+    shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    size = 2.2 + 0.46 * len(classes)
+    fig = Figure(figsize=(size, size))
+    ax = fig.add_axes((1.5 / size, 0.2 / size, 1 - 1.7 / size, 1 - 1.7 / size))
+    ax.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    names = [shorten(name) for name in classes]
+    ax.set_xticks(range(len(classes)), names, rotation=90, family=FONTS)
+    ax.set_yticks(range(len(classes)), names, family=FONTS)
+    ax.xaxis.tick_top()
+    ax.xaxis.set_label_position("top")
+    ax.set(xlabel="predicted class", ylabel="true class")
+    for true, pred in counts.nonzero().tolist():
+        color = "white" if shares[true, pred] > 0.5 else "black"
+        text = str(counts[true, pred].item())
+        ax.text(pred, true, text, color=color, fontsize=8, ha="center", va="center")
+    writer.add_figure("confusion matrix", fig, step)
+
+
+def add_mistakes(
+    writer: SummaryWriter,
+    images: torch.Tensor,
+    probs: torch.Tensor,
+    labels: torch.Tensor,
+    classes: Sequence[str],
+    step: int,
+) -> None:
+    """IMAGES: wrongly classified images (B, 3, 32, 32) with predicted and true class.
+
+    Each title gives the probability of both: probs (B, C), labels (B,).
+    """
+    preds = probs.argmax(dim=1)
+    titles = [
+        f"{shorten(classes[pred])}, {p[pred]:.1%}\n({shorten(classes[label])}, {p[label]:.1%})"
+        for p, pred, label in zip(probs, preds.tolist(), labels.tolist(), strict=True)
+    ]
+    writer.add_figure("worst mistakes", plot_images(images, titles, [WRONG] * len(titles)), step)
+
+
+def add_filters(writer: SummaryWriter, conv: nn.Conv2d, step: int) -> None:
+    """IMAGES: the filters (K, 3, H, W) of a convolution over RGB, each in its own contrast."""
+    filters = F.interpolate(conv.weight.detach().cpu(), scale_factor=16)  # 5x5 is hard to see
+    grid = make_grid(filters, nrow=8, normalize=True, scale_each=True, padding=8, pad_value=1.0)
+    writer.add_image("filters", grid, step)
+
+
+def add_feature_maps(
+    writer: SummaryWriter, conv: nn.Conv2d, image: torch.Tensor, step: int
+) -> None:
+    """IMAGES: one image (3, H, W), then what each filter of `conv` (no padding) answers to it."""
+    with torch.no_grad():
+        maps = F.relu(conv(image[None]))[0].cpu()  # (K, H - 4, W - 4)
+    top, left = (size // 2 for size in conv.kernel_size)
+    height, width = maps.shape[1:]
+    seen = image.cpu()[:, top : top + height, left : left + width] / 2 + 0.5
+    maps = maps / maps.amax().clamp(min=1e-6)
+    tiles = torch.cat([seen[None], maps[:, None].expand(-1, 3, -1, -1)])
+    tiles = F.interpolate(tiles, scale_factor=4)
+    writer.add_image("feature maps", make_grid(tiles, nrow=7, padding=8, pad_value=1.0), step)
+
+
+def add_projector(
+    writer: SummaryWriter,
+    features: torch.Tensor,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    classes: Sequence[str],
+    step: int,
+) -> None:
+    """PROJECTOR: features (N, D) with class names, and images (N, 3, 32, 32) as thumbnails.
+
+    Call it once for a run: a second call is listed beside the first, even for the same step.
+    """
+    names = [classes[label] for label in labels.tolist()]
+    thumbnails = images.cpu() / 2 + 0.5
+    writer.add_embedding(features.cpu(), names, thumbnails, global_step=step, tag="features")
+
+
+def class_report(
+    probs: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]
+) -> list[tuple[str, str, str, str, str]]:
+    """Rows of precision, recall and average precision per class, from probs (N, C), labels (N,).
+
+    With TP, FP, FN the true positives, false positives and false negatives of a class, precision is
+    TP / (TP + FP) and recall TP / (TP + FN); a class that is never predicted has precision 0.
+    """
+    counts = count_confusions(probs.argmax(dim=1), labels, len(classes))
+    rows = [("class", "images", "precision", "recall", "average precision")]
+    for index, name in enumerate(classes):
+        hits = counts[index, index].item()
+        actual, predicted = counts[index].sum().item(), counts[:, index].sum().item()
+        precision, recall = hits / max(predicted, 1), hits / max(actual, 1)
+        ap = average_precision(probs[:, index].numpy(), (labels == index).numpy())
+        rows.append((name, f"{actual:,}", f"{precision:.3f}", f"{recall:.3f}", f"{ap:.3f}"))
+    return rows
+
+
+def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Area under the precision-recall curve: sum of (R_n - R_{n-1}) P_n over falling scores.
+
+    scores (N,) and 0/1 truth (N,); 0 without a positive. The definition is scikit-learn's
+    `average_precision_score`; samples with the same score count as one threshold.
+    """
+    order = np.argsort(-scores, kind="stable")
+    hits = truth[order].cumsum()
+    last_of_score = np.append(np.diff(scores[order]) != 0, True)
+    hits, taken = hits[last_of_score], np.flatnonzero(last_of_score) + 1
+    gained = np.diff(hits, prepend=0)
+    return float((gained * hits / taken).sum() / max(truth.sum(), 1))

@@ -3,8 +3,8 @@
     python train_cifar.py
     tensorboard --logdir runs
 
-The file reads top to bottom: what a run is made of, what TensorBoard is shown and when, the training
-loop, and `main`, which wires them.
+The file reads top to bottom: what a run is made of, what TensorBoard is shown and when, the
+training loop, and `main`, which wires them.
 """
 
 import argparse
@@ -128,14 +128,12 @@ def make_optimizer(net: nn.Module, args: argparse.Namespace, steps_per_epoch: in
     return optimizer, scheduler
 
 
-def make_run_dir(log_dir: str, run_name: str | None, is_stand_in: bool) -> Path:
-    """Make a new folder for the run, named by `run_name` or else by the time.
+def make_run_dir(log_dir: str, run_name: str | None, suffix: str) -> Path:
+    """Make a new folder for the run, named by `run_name` or else by the time, and the suffix.
 
     Raises UsageError if it cannot be written or if a run of that name is there.
     """
-    name = run_name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    if is_stand_in:
-        name += "-shapes"
+    name = (run_name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")) + suffix
     path = Path(log_dir) / name
     for attempt in range(2, 1000):
         try:
@@ -179,12 +177,14 @@ class Evaluation(NamedTuple):
 def evaluate(net: nn.Module, loader: DataLoader) -> Evaluation:
     """Run the net over all images of a loader."""
     tune_cpu(loader.batch_size)
-    with torch.inference_mode():
+    net.eval()
+    with torch.no_grad():
         logits = torch.cat([net(to_layout(images)) for images, _ in loader]).cpu()
-        labels = loader.dataset.labels.cpu()
-        accuracy = (logits.argmax(dim=1) == labels).float().mean().item()
-        loss = F.cross_entropy(logits, labels).item()
-        return Evaluation(logits.softmax(dim=1), labels, loss, accuracy)
+    net.train()
+    labels = loader.dataset.labels.cpu()
+    loss = F.cross_entropy(logits, labels).item()
+    accuracy = (logits.argmax(dim=1) == labels).float().mean().item()
+    return Evaluation(logits.softmax(dim=1), labels, loss, accuracy)
 
 
 # ----------------------------------------------------------------------- what is shown, and when
@@ -192,7 +192,7 @@ def evaluate(net: nn.Module, loader: DataLoader) -> Evaluation:
 
 def show_start(run: Run, writer: SummaryWriter) -> None:
     """Before training: some training images, the net, and the settings."""
-    images, labels = some_images(run.data.train_loader, 32, run.args.seed)
+    images, labels = some_images(run.data.train_loader, 24, run.args.seed)
     viz.add_image_grid(writer, images, labels, run.data.classes)
     viz.add_net_graph(writer, run.net, images[:1])
     if run.args.views == "all":
@@ -221,7 +221,7 @@ def show_epoch(run: Run, writer: SummaryWriter, test: Evaluation) -> None:
     viz.add_pr_curves(writer, test.probs, test.labels, classes, step)
     if run.args.views == "all":
         test_set = run.data.test_loader.dataset
-        worst = worst_mistakes(test, 16)
+        worst = worst_mistakes(test, 8)
         images, labels = test_set.__getitems__(worst)
         viz.add_confusion_matrix(writer, test.probs, test.labels, classes, step)
         viz.add_mistakes(writer, images, test.probs[worst], labels, classes, step)
@@ -491,8 +491,8 @@ def prepare(args: argparse.Namespace, state: dict | None) -> Run:
     if state:
         restore(run, state)
     else:
-        stand_in = args.data == "auto" and data.source == "shapes"
-        run.run_dir = make_run_dir(args.log_dir, args.run_name, stand_in)
+        say_shapes = data.source == "shapes" and (args.data == "auto" or not args.run_name)
+        run.run_dir = make_run_dir(args.log_dir, args.run_name, "-shapes" if say_shapes else "")
         # A resumed run must find the same images, wherever it is resumed from.
         folder = str(Path(args.data).absolute())
         args.data = folder if data.source == "folder" else data.source

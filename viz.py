@@ -29,8 +29,11 @@ FONTS = ["DejaVu Sans", *(name for name in CJK_FONTS if name in INSTALLED_FONTS)
 
 def images_to_probs(net: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the predicted class (B,) of each image (B, 3, 32, 32) and its probability (B,)."""
+    was_training = net.training
+    net.eval()  # nothing changes in this Net, but much where there is dropout or batch norm
     with torch.no_grad():
         probs, preds = net(images).softmax(dim=1).max(dim=1)
+    net.train(was_training)
     return preds, probs
 
 
@@ -180,15 +183,39 @@ def add_test_scalars(writer: SummaryWriter, loss: float, accuracy: float, step: 
 
 
 def add_histograms(writer: SummaryWriter, net: nn.Module, step: int) -> None:
-    """HISTOGRAMS and DISTRIBUTIONS: weights and gradients of every layer.
-
-    Values that are NaN or infinite are left out: `add_histogram` would raise on them.
-    """
+    """HISTOGRAMS and DISTRIBUTIONS: weights and gradients of every layer."""
     for name, parameter in net.named_parameters():
-        for kind, values in (("weights", parameter.detach()), ("gradients", parameter.grad)):
-            if values is not None and (finite := values[values.isfinite()]).numel() > 0:
-                # 64 equal bins: the default's 1,500 exponential ones are several times slower.
-                writer.add_histogram(f"{kind}/{name}", finite, step, bins=64)
+        add_histogram(writer, f"weights/{name}", parameter.detach(), step)
+        if parameter.grad is not None:
+            add_histogram(writer, f"gradients/{name}", parameter.grad, step)
+
+
+def add_histogram(
+    writer: SummaryWriter, tag: str, values: torch.Tensor, step: int, bins: int = 64
+) -> None:
+    """HISTOGRAMS: one tensor of any shape, in equal bins.
+
+    `SummaryWriter.add_histogram` does the same with NumPy, several times slower, and raises on
+    NaN; values that are NaN or infinite are left out here.
+    """
+    values = values.flatten().cpu()
+    values = values[values.isfinite()]
+    if values.numel() == 0:
+        return
+    low, high = values.min().item(), values.max().item()
+    if low == high:
+        low, high = low - 0.5, high + 0.5  # a bin needs a width
+    writer.add_histogram_raw(
+        tag,
+        min=low,
+        max=high,
+        num=values.numel(),
+        sum=values.sum().item(),
+        sum_squares=values.square().sum().item(),
+        bucket_limits=torch.linspace(low, high, bins + 1)[1:].tolist(),  # right edges
+        bucket_counts=values.histc(bins, low, high).tolist(),
+        global_step=step,
+    )
 
 
 def plot_classes_preds(

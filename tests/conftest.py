@@ -1,0 +1,75 @@
+"""What the test files share: a tiny folder of images, a run on it, and a reader of event files."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+import train_cifar
+
+CLASSES = ["leaf", "sky", "雪 豹"]  # sorted, as the folder reader gives them
+TRAIN_IMAGES, TEST_IMAGES = 40, 20  # per class
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory) -> Path:
+    """Three classes of noisy images that differ in colour, so that a net can learn them."""
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for part, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
+        for channel, name in enumerate(CLASSES):
+            (folder / part / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(0, 160, (32, 32, 3), np.uint8)
+                pixels[..., channel] += 90
+                Image.fromarray(pixels).save(folder / part / name / f"{index:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(image_folder, tmp_path_factory) -> Path:
+    """The directory of a finished run: 2 epochs of 15 batches of 8, a report every 5 batches."""
+    log_dir = tmp_path_factory.mktemp("runs")
+    return run_tiny(image_folder, log_dir, "--run-name", "tiny")
+
+
+def run_tiny(image_folder: Path, log_dir: Path, *more: str) -> Path:
+    """Train on the tiny folder with `main` and return the new run directory."""
+    before = set(log_dir.iterdir()) if log_dir.exists() else set()
+    arguments = ["--data", str(image_folder), "--log-dir", str(log_dir), "--batch-size", "8"]
+    status = train_cifar.main([*arguments, "--report-every", "40", "--lr", "0.02", *more])
+    assert status == 0
+    (run_dir,) = set(log_dir.iterdir()) - before
+    return run_dir
+
+
+def read_events(run_dir: Path) -> dict[str, list]:
+    """All values in the event files of a run, by tag: (step, value) as they were written."""
+    found = defaultdict(list)
+    for path in sorted(run_dir.glob("events.out.tfevents.*")):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                found[value.tag].append((event.step, value))
+    return found
+
+
+def read_scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    """The scalars of a run, by tag: (step, number)."""
+    return {
+        tag: [(step, value.tensor.float_val[0]) for step, value in values]
+        for tag, values in read_events(run_dir).items()
+        if values[0][1].metadata.plugin_data.plugin_name == "scalars"
+    }
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    """Undo what training sets for the whole process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.backends.mkldnn.set_flags(True)

@@ -48,6 +48,7 @@ def folder_name(text: str) -> str:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; the defaults are the notes'. Exits with status 2 on bad input."""
     parser = Parser(
+        prog="train_cifar.py",
         description="Train a small network on CIFAR-10 and watch it in TensorBoard.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,

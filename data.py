@@ -75,7 +75,7 @@ class ImageDataset(Dataset):
 
         DataLoader calls this, where it exists, instead of __getitem__ for each image.
         """
-        rows = torch.tensor(indices, device=self.images.device)
+        rows = torch.tensor(indices, dtype=torch.int64, device=self.images.device)
         images = self.images.index_select(0, rows)
         if self.augment is not None:
             images = flip_and_crop(images, self.augment)

@@ -120,9 +120,9 @@ def make_optimizer(net: nn.Module, args: argparse.Namespace, steps_per_epoch: in
     # fused: one kernel for all parameters, the same arithmetic
     optimizer = torch.optim.SGD(net.parameters(), lr=args.lr, momentum=args.momentum, fused=True)
     if args.schedule == "onecycle":
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=args.lr, total_steps=args.epochs * steps_per_epoch
-        )
+        # The schedule is stepped after the last batch too: one step more than there are batches.
+        total_steps = args.epochs * steps_per_epoch + 1
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps)
     else:
         scheduler = None
     return optimizer, scheduler
@@ -147,7 +147,7 @@ def make_run_dir(log_dir: str, run_name: str | None, suffix: str) -> Path:
                 ) from None
             path = path.with_name(f"{name}_{attempt}")  # two runs begun in the same second
         except OSError as error:
-            raise UsageError(cannot_write(log_dir, error)) from error
+            raise UsageError(cannot_write(path, error)) from error
     raise UsageError(f"{log_dir!r} holds too many runs of this second")
 
 
@@ -264,7 +264,7 @@ def hyperparameters(run: Run) -> dict[str, str | bool | int | float]:
         "lr": args.lr,
         "momentum": args.momentum,
         "schedule": args.schedule,
-        "augment": args.augment,
+        "augment": "on" if args.augment else "off",
         "seed": args.seed,
         "images": run.data.source,
         "device": run.device.type,

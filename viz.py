@@ -40,7 +40,7 @@ def images_to_probs(net: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor,
 def matplotlib_imshow(ax, image: torch.Tensor) -> None:
     """Draw a normalised image (3, H, W) on the Matplotlib axes, in its own colours."""
     pixels = image.cpu() / 2 + 0.5  # [-1, 1] -> [0, 1]
-    ax.imshow(pixels.permute(1, 2, 0), interpolation="nearest")
+    ax.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
 
 
 def plot_images(
@@ -79,6 +79,14 @@ def shorten(name: str, limit: int = 16) -> str:
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
+def add_figure(writer: SummaryWriter, tag: str, figure: Figure, step: int) -> None:
+    """IMAGES: a Matplotlib figure."""
+    with warnings.catch_warnings():
+        # Without a Chinese font, Chinese names become boxes; a warning for each sign helps nobody.
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        writer.add_figure(tag, figure, step)
+
+
 def add_image_grid(
     writer: SummaryWriter,
     images: torch.Tensor,
@@ -88,7 +96,7 @@ def add_image_grid(
 ) -> None:
     """IMAGES: training images (B, 3, 32, 32) with the names of their labels (B,)."""
     titles = [shorten(classes[label]) for label in labels]
-    writer.add_figure("training images", plot_images(images, titles), step)
+    add_figure(writer, "training images", plot_images(images, titles), step)
 
 
 def add_net_graph(writer: SummaryWriter, net: nn.Module, images: torch.Tensor) -> None:
@@ -244,7 +252,7 @@ def add_predictions(
 ) -> None:
     """IMAGES: what the net says now of a batch of images, and what they are."""
     figure = plot_classes_preds(net, images, labels, classes)
-    writer.add_figure("predictions vs. actuals", figure, step)
+    add_figure(writer, "predictions vs. actuals", figure, step)
 
 
 def add_pr_curve_tensorboard(
@@ -310,7 +318,7 @@ def add_confusion_matrix(
         color = "white" if shares[true, pred] > 0.5 else "black"
         text = str(counts[true, pred].item())
         ax.text(pred, true, text, color=color, fontsize=8, ha="center", va="center")
-    writer.add_figure("confusion matrix", fig, step)
+    add_figure(writer, "confusion matrix", fig, step)
 
 
 def add_mistakes(
@@ -323,14 +331,17 @@ def add_mistakes(
 ) -> None:
     """IMAGES: wrongly classified images (B, 3, 32, 32) with predicted and true class.
 
-    Each title gives the probability of both: probs (B, C), labels (B,).
+    Each title gives the probability of both: probs (B, C), labels (B,). Without a mistake there is
+    no picture.
     """
+    if len(images) == 0:
+        return
     preds = probs.argmax(dim=1)
     titles = [
         f"{shorten(classes[pred])}, {p[pred]:.1%}\n({shorten(classes[label])}, {p[label]:.1%})"
         for p, pred, label in zip(probs, preds.tolist(), labels.tolist(), strict=True)
     ]
-    writer.add_figure("worst mistakes", plot_images(images, titles, [WRONG] * len(titles)), step)
+    add_figure(writer, "worst mistakes", plot_images(images, titles, [WRONG] * len(titles)), step)
 
 
 def add_filters(writer: SummaryWriter, conv: nn.Conv2d, step: int) -> None:

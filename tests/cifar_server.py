@@ -242,6 +242,13 @@ class Handler(BaseHTTPRequestHandler):
         while True:
             self.body(b"too much" * 1000)
 
+    def broken_chunks(self) -> None:
+        """The archive as one chunk, broken off in its middle."""
+        content, start = self.server.archive, self.start()
+        span = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        self.head(206, Transfer_Encoding="chunked", Content_Range=span)
+        self.body(b"%x\r\n" % (len(content) - start) + content[start : len(content) // 2])
+
     def no_http(self) -> None:
         self.wfile.write(b"220 this is a mail server\r\n" * 3)
 

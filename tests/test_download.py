@@ -91,6 +91,7 @@ FAULTS = {
     "loop": "infinite loop",
     "hangs_up": "closed connection without response",
     "no_http": "220 this is a mail server",
+    "broken_chunks": "IncompleteRead",
     "half": "broke off after",
     "wrong": "wrong bytes (md5)",
     "wrong_no_range": "wrong bytes (md5)",
@@ -143,6 +144,29 @@ def test_ten_silent_mirrors_share_the_patience_of_three(tmp_path, server, short,
     assert sum(waited) == pytest.approx(download.PATIENCE_S)
 
 
+def test_patience_ends_before_the_last_mirror(tmp_path, server, short, monkeypatch):
+    monkeypatch.setattr(download, "PATIENCE_S", 0.2)  # less than the time-out of one mirror
+    message = error_of(tmp_path, server.url("silent_body"), server.url("good"))
+    assert f"{server.url('good')}: not asked after" in message
+    assert server.habits() == ["silent_body"]
+
+
+def test_a_slow_mirror_is_not_given_up(tmp_path, tiny, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(download.time, "monotonic", lambda: clock[0])
+
+    def slow(url: str, part: Path, seconds: float) -> tuple[int, str]:
+        with part.open("ab") as file:
+            received = file.write(tiny.archive[part.stat().st_size :][:20_000])
+        clock[0] += 0.9 * download.PATIENCE_S
+        return received, "broke off"
+
+    monkeypatch.setattr(download, "receive", slow)
+    fetch_cifar10(tmp_path, ["http://127.0.0.1/"])
+    assert_whole(tmp_path, tiny)
+    assert clock[0] > 5 * download.PATIENCE_S
+
+
 def test_the_real_constants_end_within_30_seconds():
     # The last mirror may answer just in time, and then stay silent for one more time-out.
     assert download.PATIENCE_S + download.TIMEOUT_S < 30
@@ -192,9 +216,9 @@ def test_redirect_to_nowhere(tmp_path, server, target):
 def test_order_of_mirrors(tmp_path, server, monkeypatch):
     monkeypatch.setenv("CIFAR10_MIRROR", f"{server.url('404')} {server.url('500')}")
     monkeypatch.setattr(download, "BUILT_IN_MIRRORS", (server.url("503"), server.url("good")))
-    fetch_cifar10(tmp_path, [server.url("half"), server.url("page")])
-    # "half" is asked again at once, because it brought something.
-    assert server.habits() == ["half", "half", "page", "404", "500", "503", "good"]
+    fetch_cifar10(tmp_path, [server.url("page"), server.url("half")])
+    # "half" is asked again at once, because it brought something; then all others are, too.
+    assert server.habits() == ["page", "half", "half", "page", "404", "500", "503", "good"]
 
 
 def test_a_mirror_may_be_a_folder(tmp_path, tiny, server):
@@ -328,7 +352,10 @@ def test_rotten_part_is_thrown_away(tmp_path, tiny, server, extra):
     assert server.asked[-1] == ("good", "bytes=0-")
 
 
-@pytest.mark.parametrize("habit", ["404", "page", "page_of_no_size", "other_size", "no_range_half"])
+NO_USE = ["404", "page", "page_of_no_size", "other_size", "other_place", "no_range_half"]
+
+
+@pytest.mark.parametrize("habit", NO_USE)
 def test_a_bad_answer_does_not_spoil_the_part(tmp_path, tiny, server, habit):
     part = tiny.archive[: len(tiny.archive) * 3 // 4]
     part_of(tmp_path).write_bytes(part)
@@ -358,6 +385,7 @@ ESCAPES = {
     "absolute": ("{outside}/evil", b"evil"),
     "beside": ("evil", b"evil"),
     "symbolic link": (link(f"{BASE}/evil", tarfile.SYMTYPE, "../../evil"), b""),
+    "link inside": (link(f"{BASE}/evil", tarfile.SYMTYPE, "test_batch"), b""),
     "hard link": (link(f"{BASE}/evil", tarfile.LNKTYPE, "../../secret"), b""),
     "pipe": (link(f"{BASE}/evil", tarfile.FIFOTYPE, ""), b""),
     "device": (link(f"{BASE}/evil", tarfile.CHRTYPE, ""), b""),
@@ -446,9 +474,10 @@ def test_ctrl_c_keeps_the_part(tmp_path, tiny, server, monkeypatch):
 
 def test_remains_of_a_killed_unpacking_are_cleared(tmp_path, tiny, server):
     (tmp_path / f"{BASE}.tmp" / BASE).mkdir(parents=True)
-    (tmp_path / f"{BASE}.tmp" / BASE / "test_batch").write_text("half")
+    (tmp_path / f"{BASE}.tmp" / BASE / "half a file").write_text("half")
     fetch_cifar10(tmp_path, [server.url("good")])
     assert_whole(tmp_path, tiny)
+    assert not (tmp_path / BASE / "half a file").exists()
 
 
 def test_two_processes_download_once(tmp_path, tiny, server, monkeypatch):
@@ -463,6 +492,7 @@ def test_two_processes_download_once(tmp_path, tiny, server, monkeypatch):
         server.go_on.set()  # we wait, so the other process may have the rest of the file
 
     monkeypatch.setattr(download, "say", say)
+    monkeypatch.setattr(download, "unpack", None)  # the other process has done it
     fetch_cifar10(data_dir, [server.url("good")])
     assert said == [f"another process is fetching CIFAR-10 into {data_dir}: waiting for it"]
     assert process.communicate() == ("", "") and process.returncode == 0

@@ -1,0 +1,318 @@
+"""The run as a whole: what it logs and when, that it repeats, and what it refuses."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, TEST_IMAGES, read_events, read_scalars, run_tiny
+
+import data
+import train_cifar
+from arguments import parse_args
+from checkpoint import load_checkpoint
+from data import DataError
+from model import Net
+
+SCRIPT = Path(train_cifar.__file__)
+REPORTS = [5, 10, 15, 20, 25, 30]  # 15 batches an epoch, a report every 5
+EPOCHS = [15, 30]
+NOTES_VIEWS = {
+    "training images": [0],
+    "training loss": REPORTS,
+    "predictions vs. actuals": REPORTS,
+    "test loss": EPOCHS,
+    "test accuracy": EPOCHS,
+    **{name: EPOCHS for name in CLASSES},  # PR curves
+}
+ALL_VIEWS = NOTES_VIEWS | {
+    "learning rate": REPORTS,
+    "images per second": REPORTS,
+    "gradient norm": REPORTS,
+    **{f"weights/{name}": REPORTS for name, _ in Net().named_parameters()},
+    **{f"gradients/{name}": REPORTS for name, _ in Net().named_parameters()},
+    "confusion matrix": EPOCHS,
+    "filters": EPOCHS,
+    "feature maps": EPOCHS,
+    "settings/text_summary": [0],
+    "per class/text_summary": [30],
+    "custom_scalars__config__": [0],
+    "_hparams_/session_start_info": [0],
+    "_hparams_/session_end_info": [0],
+}
+GRAPH = {"__run_graph__", "step1"}  # add_graph writes its devices under these tags
+
+
+def steps_by_tag(run_dir: Path) -> dict[str, list[int]]:
+    events = read_events(run_dir)
+    return {tag: [step for step, _ in events[tag]] for tag in events.keys() - GRAPH}
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(run_dir)["net"]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    return all(torch.equal(w, weights(other)[name]) for name, w in weights(one).items())
+
+
+# ------------------------------------------------------------------------------- what is logged
+
+
+def test_every_view_is_logged_at_its_steps(tiny_run):
+    steps = steps_by_tag(tiny_run)
+    mistakes = steps.pop("worst mistakes", [])  # none where the net makes none
+    assert steps == ALL_VIEWS
+    assert set(mistakes) <= set(EPOCHS)
+    assert (tiny_run / "projector_config.pbtxt").exists()
+
+
+def test_one_flag_turns_it_down_to_the_notes_five_views(image_folder, tmp_path, tiny_run):
+    run_dir = run_tiny(image_folder, tmp_path, "--views", "notes")
+    assert steps_by_tag(run_dir) == NOTES_VIEWS
+    assert same_weights(run_dir, tiny_run)  # the views do not touch the training
+
+
+def test_a_partial_window_is_logged_too(image_folder, tmp_path):
+    run_dir = run_tiny(image_folder, tmp_path, "--report-every", "48", "--views", "notes")
+    assert steps_by_tag(run_dir)["training loss"] == [6, 12, 15, 21, 27, 30]
+
+
+def test_the_losses_are_those_of_the_plain_loop_of_the_notes(image_folder, tmp_path):
+    """The reference: no fused optimizer, other kernels, per-step .item(), same order of images."""
+    run_dir = run_tiny(image_folder, tmp_path, "--batch-size", "4", "--report-every", "4")
+    logged = [loss for _, loss in read_scalars(run_dir)["training loss"]]
+
+    torch.manual_seed(0)
+    net, loader = Net(3), data.load_data(str(image_folder), batch_size=4, seed=0).train_loader
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9, fused=False)
+    criterion, plain = torch.nn.CrossEntropyLoss(), []
+    for _ in range(2):
+        for images, labels in loader:
+            optimizer.zero_grad()
+            loss = criterion(net(images), labels)
+            loss.backward()
+            optimizer.step()
+            plain.append(loss.item())
+    assert len(plain) == 60
+    np.testing.assert_allclose(logged, plain, rtol=1e-3, atol=1e-4)
+
+
+def test_the_test_scalars_are_those_of_the_final_weights(tiny_run, image_folder):
+    net = Net(3)
+    net.load_state_dict(weights(tiny_run))
+    test_set = data.load_data(str(image_folder)).test_loader.dataset
+    images = test_set.images.float() / 255 * 2 - 1
+    with torch.no_grad():
+        probs = net(images).double().softmax(dim=1)
+    right = probs.gather(1, test_set.labels[:, None])
+    scalars = read_scalars(tiny_run)
+    assert scalars["test loss"][-1][1] == pytest.approx(-right.log().mean().item(), rel=1e-4)
+    accuracy = (probs.argmax(dim=1) == test_set.labels).double().mean().item()
+    assert scalars["test accuracy"][-1][1] == pytest.approx(accuracy)
+
+
+def test_the_net_learns(tiny_run):
+    losses = [loss for _, loss in read_scalars(tiny_run)["training loss"]]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_onecycle_rises_to_the_learning_rate_and_falls(image_folder, tmp_path):
+    run_dir = run_tiny(image_folder, tmp_path, "--schedule", "onecycle", "--report-every", "8")
+    rates = [lr for _, lr in read_scalars(run_dir)["learning rate"]]
+    assert max(rates) == pytest.approx(0.02, rel=1e-2)
+    peak = rates.index(max(rates))
+    assert 0 < peak < len(rates) / 2
+    assert rates[:peak] == sorted(rates[:peak])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[-1] < 1e-5
+
+
+# --------------------------------------------------------------------------------------- repeats
+
+
+def test_the_same_seed_gives_the_same_run_bit_for_bit(image_folder, tmp_path, tiny_run):
+    again = run_tiny(image_folder, tmp_path)
+    assert same_weights(again, tiny_run)
+    changing = {"images per second"}
+    one, other = read_scalars(again), read_scalars(tiny_run)
+    assert {t: one[t] for t in one.keys() - changing} == {
+        t: other[t] for t in other.keys() - changing
+    }
+
+
+def test_another_seed_gives_another_run(image_folder, tmp_path, tiny_run):
+    assert not same_weights(run_tiny(image_folder, tmp_path, "--seed", "1"), tiny_run)
+
+
+def test_augmented_runs_repeat_too(image_folder, tmp_path, tiny_run):
+    one, other = (run_tiny(image_folder, tmp_path, "--augment") for _ in range(2))
+    assert same_weights(one, other)
+    assert not same_weights(one, tiny_run)
+
+
+def test_two_runs_of_the_same_second_get_two_directories(tmp_path, monkeypatch):
+    class Clock(train_cifar.datetime):
+        @classmethod
+        def now(cls):
+            return cls(2026, 1, 2, 3, 4, 5)
+
+    monkeypatch.setattr(train_cifar, "datetime", Clock)
+    names = [train_cifar.make_run_dir(str(tmp_path), None, "").name for _ in range(3)]
+    assert names == ["2026-01-02_03-04-05", "2026-01-02_03-04-05_2", "2026-01-02_03-04-05_3"]
+
+
+# ------------------------------------------------------------------------ shapes for CIFAR-10
+
+
+def test_shapes_are_never_taken_for_cifar10(tmp_path, monkeypatch, capsys):
+    def no_network(*_):
+        raise DataError("no mirror answers")
+
+    def few(count: int, seed: int):
+        return original(count // 500, seed)
+
+    original = data.shapes.draw_shapes
+    monkeypatch.setattr(data, "read_cifar10", no_network)
+    monkeypatch.setattr(data.shapes, "draw_shapes", few)
+    arguments = ["--log-dir", str(tmp_path), "--run-name", "mine", "--data-dir", str(tmp_path)]
+    assert train_cifar.main([*arguments, "--epochs", "1"]) == 0
+    run_dir = tmp_path / "mine-shapes"
+    (_, value), *_ = read_events(run_dir)["settings/text_summary"]
+    assert b"not CIFAR-10" in value.tensor.string_val[0]
+    captured = capsys.readouterr()
+    assert "no mirror answers" in captured.err
+    before, after = captured.out.split("step")[0], captured.out.split("step")[-1]
+    assert "not CIFAR-10" in before and "not CIFAR-10" in after
+
+
+# ------------------------------------------------------------------------------------ bad input
+
+BAD = [
+    *(["--epochs", text] for text in ("0", "-1", "two", "1.5", "nan", "9" * 5000, "")),
+    *(["--batch-size", text] for text in ("0", "-4", "x")),
+    *(["--lr", text] for text in ("0", "-0.1", "nan", "inf", "fast")),
+    *(["--momentum", text] for text in ("1", "-0.5", "nan")),
+    *(["--report-every", text] for text in ("0", "-1", "often")),
+    *(["--seed", text] for text in ("-1", "1.5", str(2**63))),
+    *(["--run-name", text] for text in ("a/b", "..", "", "a\\b", "nul\0", "\udcff", "x" * 300)),
+    *(["--device", text] for text in ("tpu", "cuda:99", "")),
+    ["--data", "no/such/folder"],
+    ["--views", "some"],
+    ["--schedule", "cosine"],
+    ["--no-such-flag"],
+    ["--epo", "3"],  # no abbreviations: they would change meaning when a flag is added
+    ["stray"],
+    ["--resume", "no/such/run"],
+    ["--resume", "x", "--lr", "0.1"],
+    ["--data", "cifar10", "--mirror", "ftp://example.org/"],
+]
+
+
+def run_main(arguments: list[str], capsys) -> tuple[int, str]:
+    """Call main as the command line would; returns the exit status and stderr."""
+    try:
+        status = train_cifar.main(arguments)
+    except SystemExit as exit:  # argparse
+        status = exit.code
+    return status, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: " ".join(bad)[:30].encode("unicode_escape"))
+def test_bad_input_gets_one_line_and_status_2(bad, image_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    usual = [] if "--resume" in bad else ["--data", str(image_folder)]
+    status, errors = run_main([*usual, *bad], capsys)
+    assert status == 2
+    assert len(errors.splitlines()) == 1, errors
+    assert errors.startswith("train_cifar.py: error: ")
+    value = "--lr" if bad == ["--resume", "x", "--lr", "0.1"] else bad[-1]
+    assert repr(value)[1:40] in errors or value in errors
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+def test_cuda_where_there_is_none_says_what_there_is(image_folder, tmp_path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    where = ["--data", str(image_folder), "--log-dir", str(tmp_path / "runs")]
+    status, errors = run_main([*where, "--device", "cuda"], capsys)
+    assert status == 2 and "'cuda'" in errors and "cpu" in errors
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_batch_larger_than_the_images_is_refused(image_folder, tmp_path, capsys):
+    where = ["--data", str(image_folder), "--log-dir", str(tmp_path / "runs")]
+    status, errors = run_main([*where, "--batch-size", "121"], capsys)
+    assert status == 2 and "121" in errors and "120" in errors
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("log_dir", ["file", "file/runs", "/proc/runs"])
+def test_a_log_dir_that_cannot_be_written_is_refused(log_dir, image_folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    if log_dir.startswith("/proc") and not Path("/proc").is_dir():
+        pytest.skip("no /proc on this system")
+    path = str(tmp_path / log_dir)
+    status, errors = run_main(["--data", str(image_folder), "--log-dir", path], capsys)
+    assert status == 2 and path in errors and len(errors.splitlines()) == 1
+
+
+def test_a_run_name_that_is_there_is_refused_and_left_alone(image_folder, tiny_run, capsys):
+    before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")}
+    where = ["--data", str(image_folder), "--log-dir", str(tiny_run.parent)]
+    status, errors = run_main([*where, "--run-name", tiny_run.name], capsys)
+    assert status == 2 and str(tiny_run) in errors and "--resume" in errors
+    assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(image_folder, tmp_path, capsys):
+    where = ["--data", str(image_folder), "--log-dir", str(tmp_path)]
+    arguments = [*where, "--lr", "1e30", "--batch-size", "8", "--report-every", "40"]
+    status, errors = run_main(arguments, capsys)
+    assert status == 1 and len(errors.splitlines()) == 1
+    step = int(re.search(r"the loss became (nan|inf) at step (\d+):", errors)[2])
+    assert 2 <= step <= 5 and "--lr" in errors
+    (run_dir,) = tmp_path.iterdir()
+    state = load_checkpoint(run_dir)
+    assert state["progress"]["step"] == 0  # the last good one
+    assert all(w.isfinite().all() for w in state["net"].values())
+
+
+# --------------------------------------------------------------------------- the command line
+
+
+def test_the_command_line_as_a_reader_uses_it(image_folder, tmp_path):
+    """In a pipe: no bar, no traceback; the last line is the command for TensorBoard."""
+    command = [sys.executable, SCRIPT, "--data", image_folder, "--epochs", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "\r" not in done.stdout
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", run_dir.name)
+    assert f"run     {Path('runs') / run_dir.name}" in done.stdout
+    assert done.stdout.splitlines()[-1].split() == [
+        *"tensorboard --logdir runs --samples_per_plugin images=100".split()
+    ]
+    for name in CLASSES:
+        assert re.search(rf"^\| {name} +\| {TEST_IMAGES} ", done.stdout, re.MULTILINE)
+
+
+def test_help_names_every_flag_with_its_default():
+    done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    text = " ".join(done.stdout.split())
+    for flag, default in vars(parse_args([])).items():
+        assert f"--{flag.replace('_', '-')} " in text
+        if default not in (None, [], False):
+            assert f"(default: {default})" in text
+
+
+def test_the_defaults_are_the_notes():
+    args = parse_args([])
+    assert (args.epochs, args.batch_size, args.lr, args.momentum) == (2, 4, 0.001, 0.9)
+    assert args.report_every == 2000 * 4
+    assert (args.schedule, args.augment, args.views) == ("constant", False, "all")

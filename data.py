@@ -142,6 +142,19 @@ def load_data(
         DataError: the images cannot be had.
     """
     train, test, kind = read_source(source, Path(data_dir), mirrors)
+    return make_loaders(train, test, kind, batch_size, seed, device, augment)
+
+
+def make_loaders(
+    train: ImageDataset,
+    test: ImageDataset,
+    kind: str,
+    batch_size: int,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    augment: bool = False,
+) -> Data:
+    """Put the two loaders on top of images that `read_source` read; see `load_data`."""
     train, test = train.to(device), test.to(device)
     generator = torch.Generator().manual_seed(seed)
     if augment:
@@ -162,9 +175,9 @@ def as_it_is(batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, to
 def read_source(
     source: str, data_dir: Path, mirrors: Sequence[str]
 ) -> tuple[ImageDataset, ImageDataset, str]:
-    """The train and test images of `source`, and which kind of source they came from."""
+    """The train and test images of `source`, and its kind as in `Data.source`; see `load_data`."""
     if source == "shapes":
-        return *draw_shapes(), "shapes"
+        return *read_shapes(), "shapes"
     if source not in ("auto", "cifar10"):
         return *read_folder(Path(source)), "folder"
     try:
@@ -177,17 +190,15 @@ def read_source(
             "WARNING: training on the built-in SHAPES instead. They are drawings, NOT CIFAR-10.",
             file=sys.stderr,
         )
-        return *draw_shapes(), "shapes"
+        return *read_shapes(), "shapes"
 
 
-def draw_shapes() -> tuple[ImageDataset, ImageDataset]:
+def read_shapes() -> tuple[ImageDataset, ImageDataset]:
     """50,000 and 10,000 drawings of ten shapes: the same ones every time."""
+    parts = shapes.draw_shapes(50_000, seed=0), shapes.draw_shapes(10_000, seed=1)
     train, test = (
         ImageDataset(torch.from_numpy(images), torch.from_numpy(labels), shapes.CLASSES)
-        for images, labels in (
-            shapes.draw_shapes(50_000, seed=0),
-            shapes.draw_shapes(10_000, seed=1),
-        )
+        for images, labels in parts
     )
     return train, test
 
@@ -219,9 +230,9 @@ def read_folder(folder: Path) -> tuple[ImageDataset, ImageDataset]:
     Classes and files are taken in sorted order; hidden ones are passed over.
     """
     for needed in (folder, folder / "train", folder / "test"):
-        if not needed.is_dir():
+        if not os.path.isdir(needed):  # unlike Path.is_dir, it never raises
             raise DataError(
-                f"{needed} is not a folder: give a folder that holds train/<class>/ and "
+                f"{str(needed)!r} is not a folder: give a folder that holds train/<class>/ and "
                 "test/<class>/ with images, or one of auto, cifar10 and shapes"
             )
     try:
@@ -229,13 +240,13 @@ def read_folder(folder: Path) -> tuple[ImageDataset, ImageDataset]:
         test_files = files_by_class(folder / "test")
     except OSError as error:
         raise DataError(
-            f"{error.filename} cannot be listed ({error.strerror}): make it readable or remove it"
+            f"{error.filename!r} cannot be listed ({error.strerror}): make it readable or remove it"
         ) from error
     if train_files.keys() != test_files.keys():
-        odd = ", ".join(sorted(train_files.keys() ^ test_files.keys()))
+        odd = ", ".join(map(repr, sorted(train_files.keys() ^ test_files.keys())))
         raise DataError(
-            f"{folder}/train and {folder}/test must hold the same classes; only one of them "
-            f"has: {odd}"
+            f"train and test in {str(folder)!r} must hold the same classes; only one of them has: "
+            f"{odd}"
         )
     return read_images(train_files, "train images"), read_images(test_files, "test images")
 
@@ -246,13 +257,15 @@ def files_by_class(folder: Path) -> dict[str, list[str]]:
     names = [name for name in names if not name.startswith(".")]
     if len(names) < 2:
         raise DataError(
-            f"{folder} has {len(names)} class folders, but telling classes apart takes two or "
+            f"{str(folder)!r} has {len(names)} class folders, but telling classes apart takes two or "
             "more: put the images of each class into a folder of their own"
         )
     classes = {name: files_below(str(folder / name)) for name in names}
     for name, files in classes.items():
         if not files:
-            raise DataError(f"{folder / name} holds no images: add some, or remove the folder")
+            raise DataError(
+                f"{str(folder / name)!r} holds no images: add some, or remove the folder"
+            )
         if name.encode(errors="ignore").decode() != name:  # TensorBoard could not show it
             raise DataError(f"{str(folder / name)!r} is not a name in UTF-8: rename the folder")
     return classes
@@ -313,7 +326,7 @@ def read_image(path: str) -> np.ndarray:
     except Exception as error:  # Pillow's many decoders fail in as many ways
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise DataError(
-            f"{path} is not an image that Pillow can read ({reason}): remove or replace it"
+            f"{path!r} is not an image that Pillow can read ({reason}): remove or replace it"
         ) from error
 
 

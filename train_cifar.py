@@ -36,7 +36,15 @@ from tqdm import tqdm
 import viz
 from arguments import UsageError, parse_args
 from checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from data import Data, DataError, load_data
+from data import Data, DataError, make_loaders, read_source
+from distributed import (
+    Processes,
+    local_device,
+    read_once,
+    share_of_batch,
+    start_processes,
+    total,
+)
 from model import Net
 
 ALL_THREADS = torch.get_num_threads()
@@ -47,6 +55,15 @@ SHAPES_NOTE = "NOTE: these images are the built-in SHAPES, not CIFAR-10: its fig
 
 class TrainingError(RuntimeError):
     """A run that cannot go on; the message says where it stopped and the likely cause."""
+
+
+class Stopped(Exception):
+    """A signal has ended the training; the run is saved."""
+
+    def __init__(self, signals: list[int]):
+        # Without a signal here, another of several processes got one.
+        self.signum = signals[0] if signals else signal.SIGTERM
+        super().__init__(signal.Signals(self.signum).name)
 
 
 # ------------------------------------------------------------------------- what a run is made of
@@ -72,6 +89,7 @@ class Run:
     args: argparse.Namespace
     run_dir: Path
     device: torch.device
+    processes: Processes
     data: Data
     data_checksum: int
     net: nn.Module
@@ -174,14 +192,19 @@ class Evaluation(NamedTuple):
     accuracy: float  # 0 to 1
 
 
-def evaluate(net: nn.Module, loader: DataLoader) -> Evaluation:
-    """Run the net over all images of a loader."""
+def evaluate(net: nn.Module, loader: DataLoader, processes: Processes) -> Evaluation:
+    """Run the net over all images of a loader, the batches dealt out to the processes."""
     tune_cpu(loader.batch_size)
+    logits = torch.zeros(len(loader.dataset), len(loader.dataset.classes))
+    logits = logits.to(loader.dataset.labels.device)
     net.eval()
     with torch.no_grad():
-        logits = torch.cat([net(to_layout(images)) for images, _ in loader]).cpu()
+        for index, (images, _) in enumerate(loader):
+            if index % processes.count == processes.rank:
+                start = index * loader.batch_size
+                logits[start : start + len(images)] = net(to_layout(images))
     net.train()
-    labels = loader.dataset.labels.cpu()
+    logits, labels = total(logits, processes).cpu(), loader.dataset.labels.cpu()
     loss = F.cross_entropy(logits, labels).item()
     accuracy = (logits.argmax(dim=1) == labels).float().mean().item()
     return Evaluation(logits.softmax(dim=1), labels, loss, accuracy)
@@ -281,8 +304,8 @@ def settings_table(run: Run) -> list[tuple[str, str]]:
         ("classes", ", ".join(run.data.classes)),
         ("PyTorch", f"{torch.__version__}, torchvision {torchvision.__version__}"),
         ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
-        ("command", f"`python {quote(shlex.join(sys.argv))}`"),
-        ("resume", f"`{resume_command(run)}`"),
+        ("command", f"`python {' '.join(map(quote, sys.argv))}`"),
+        ("resume", f"`python train_cifar.py --resume {quote(run.run_dir)}`"),
     ]
     if run.data.source == "shapes":
         rows.insert(1, ("NOTE", SHAPES_NOTE))
@@ -292,25 +315,28 @@ def settings_table(run: Run) -> list[tuple[str, str]]:
 # ------------------------------------------------------------------------------------- training
 
 
-def train(run: Run, writer: SummaryWriter, signals: list[int]) -> Evaluation | None:
+def train(run: Run, writer: SummaryWriter | None, signals: list[int]) -> Evaluation:
     """Train until `--epochs` are done, and return the last evaluation.
 
-    Once `signals` holds one, the run is saved after the batch under way, and None is returned.
-    Raises TrainingError if the loss is not finite.
+    Raises Stopped, with the run saved, after the batch in which `signals` got one; raises
+    TrainingError if the loss is not finite.
     """
-    args, progress, net, optimizer = run.args, run.progress, run.net, run.optimizer
+    args, progress, optimizer = run.args, run.progress, run.optimizer
     loader = run.data.train_loader
     criterion = nn.CrossEntropyLoss()
+    net = prepare_net(run)
     report_batches = max(1, round(args.report_every / args.batch_size))
     test = None
 
     while progress.epoch < args.epochs:
         loader.generator.set_state(run.shuffle_state)
         batches = islice(loader, progress.batch, None)  # a resumed run passes over those done
-        tune_cpu(args.batch_size)
+        tune_cpu(args.batch_size // run.processes.count)
         bar = progress_bar(run)
         started = time.perf_counter()
         for images, labels in batches:
+            progress.images += len(labels)
+            images, labels = share_of_batch(images, labels, run.processes)
             optimizer.zero_grad()
             loss = criterion(net(to_layout(images)), labels)
             loss.backward()
@@ -320,11 +346,11 @@ def train(run: Run, writer: SummaryWriter, signals: list[int]) -> Evaluation | N
 
             progress.batch += 1
             progress.step += 1
-            progress.images += len(labels)
             progress.losses.append(loss.detach())  # .item() would make a GPU wait in every step
             epoch_done = progress.batch == len(loader)
             if progress.batch % BAR_EVERY == 0:
-                bar.set_postfix(loss=f"{mean(progress.losses[-100:]):.3f}", refresh=False)
+                recent = torch.stack(progress.losses[-100:]).mean().item()
+                bar.set_postfix(loss=f"{recent:.3f}", refresh=False)
                 bar.update(BAR_EVERY)
             if progress.batch % report_batches == 0 or epoch_done:
                 progress.seconds += time.perf_counter() - started
@@ -332,58 +358,98 @@ def train(run: Run, writer: SummaryWriter, signals: list[int]) -> Evaluation | N
                 started = time.perf_counter()
                 if not epoch_done:
                     save(run)
-            if signals and not epoch_done:
+            if not epoch_done and stop_wanted(run, signals):
                 progress.seconds += time.perf_counter() - started
-                check_losses(progress)
+                check_losses(run)
                 save(run)
-                return None
+                raise Stopped(signals)
         bar.close()
 
-        test = evaluate(net, run.data.test_loader)
-        with timed(run):
-            show_epoch(run, writer, test)
-            writer.flush()
+        test = evaluate(run.net, run.data.test_loader, run.processes)
+        if writer:
+            with timed(run):
+                show_epoch(run, writer, test)
+                writer.flush()
         say(f"{where(run)}  test loss {test.loss:.3f}  test accuracy {test.accuracy:.1%}")
         progress.epoch += 1
         progress.batch = 0
         run.shuffle_state = loader.generator.get_state()
         save(run)
-        if signals:
-            return None
-    return test
+        if stop_wanted(run, signals):
+            raise Stopped(signals)
+    return test or evaluate(run.net, run.data.test_loader, run.processes)
 
 
-def report(run: Run, writer: SummaryWriter, images: torch.Tensor, labels: torch.Tensor) -> None:
+def prepare_net(run: Run) -> nn.Module:
+    """Return what computes the logits in training, from the weights of `run.net`.
+
+    That is the net itself on one CPU. Several processes average their gradients. On CUDA a net as
+    small as this one waits for Python at every kernel, so its kernels, forward and backward, are
+    recorded once and replayed at every step.
+    """
+    if run.processes.count > 1:
+        return nn.parallel.DistributedDataParallel(run.net)
+    if run.device.type != "cuda":
+        return run.net
+    batch = to_layout(run.data.train_loader.dataset.__getitems__([0] * run.args.batch_size)[0])
+    recorded = torch.cuda.make_graphed_callables(nn.Sequential(run.net), (batch,))
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        # A recording knows one batch size: the last batch of an epoch may be smaller.
+        return recorded(images) if images.shape == batch.shape else run.net(images)
+
+    return forward
+
+
+def stop_wanted(run: Run, signals: list[int]) -> bool:
+    """Whether a signal has come, here or in another process: all must stop at the same batch."""
+    if run.processes.count == 1:
+        return bool(signals)
+    if run.progress.batch % BAR_EVERY:  # asking the others takes time
+        return False
+    return total(torch.tensor(len(signals), device=run.device), run.processes).item() > 0
+
+
+def report(
+    run: Run, writer: SummaryWriter | None, images: torch.Tensor, labels: torch.Tensor
+) -> None:
     """Print and show how training went since the last report, and begin a new window."""
     progress = run.progress
-    check_losses(progress)
-    loss, speed = mean(progress.losses), progress.images / progress.seconds
+    loss = check_losses(run)
+    speed = progress.images / progress.seconds
     say(f"{where(run)}  training loss {loss:.3f}  {speed:,.0f} images/s")
-    with timed(run):
-        show_report(run, writer, images, labels, loss)
-        writer.flush()  # a kill would lose what is still in the writer's queue
+    if writer:
+        with timed(run):
+            show_report(run, writer, images, labels, loss)
+            writer.flush()  # a kill would lose what is still in the writer's queue
     progress.losses.clear()
     progress.images, progress.seconds = 0, 0.0
 
 
-def mean(losses: list[torch.Tensor]) -> float:
-    """Mean of scalar tensors."""
-    return torch.stack(losses).mean().item()
+def check_losses(run: Run) -> float:
+    """Return the mean loss since the last report; 0 if there was no batch since.
 
-
-def check_losses(progress: Progress) -> None:
-    """Raise TrainingError if one of the losses since the last report is NaN or infinite."""
-    first_step = progress.step - len(progress.losses) + 1
-    losses = torch.tensor(progress.losses)
-    for index in losses.isfinite().logical_not().nonzero()[:, 0].tolist():
+    Raises TrainingError, in every process alike, if one of the losses is NaN or infinite.
+    """
+    progress = run.progress
+    if not progress.losses:
+        return 0.0
+    losses = total(torch.stack(progress.losses), run.processes) / run.processes.count
+    progress.losses = list(losses)
+    bad = losses.isfinite().logical_not().nonzero()[:, 0]
+    if len(bad) > 0:
+        step = progress.step - len(losses) + 1 + bad[0].item()
         raise TrainingError(
-            f"the loss became {losses[index]} at step {first_step + index:,}: the learning rate "
-            "is probably too high; start again with a smaller --lr"
+            f"the loss became {losses[bad[0]].item()} at step {step:,}: the learning rate is "
+            "probably too high; start again with a smaller --lr"
         )
+    return losses.mean().item()
 
 
 def save(run: Run) -> None:
-    """Write the checkpoint that `--resume` goes on from."""
+    """Write the checkpoint that `--resume` goes on from; the process of rank 0 does it for all."""
+    if run.processes.rank > 0:
+        return
     progress = run.progress
     scheduler = run.scheduler.state_dict() if run.scheduler else None
     save_checkpoint(
@@ -463,11 +529,22 @@ def prepare(args: argparse.Namespace, state: dict | None) -> Run:
         args = argparse.Namespace(**state["settings"] | {"resume": args.resume})
     else:
         check_log_dir(args.log_dir)
-    device = choose_device(args.device)
+    device = local_device(choose_device(args.device))
+    processes = start_processes(device)
+    if processes.rank > 0:
+        sys.stdout = open(os.devnull, "w")  # one process speaks for all
+    if args.batch_size % processes.count:
+        raise UsageError(
+            f"--batch-size {args.batch_size} cannot be shared out to {processes.count} processes: "
+            "take a multiple"
+        )
     torch.manual_seed(args.seed)
-    data = load_data(
-        args.data, args.data_dir, args.batch_size, args.seed, device, args.augment, args.mirror
-    )
+
+    def read():
+        return read_source(args.data, Path(args.data_dir), args.mirror)
+
+    parts = read_once(read, processes, device)
+    data = make_loaders(*parts, args.batch_size, args.seed, device, args.augment)
     train_images = data.train_loader.dataset.images
     if args.batch_size > len(train_images):
         raise UsageError(
@@ -480,6 +557,7 @@ def prepare(args: argparse.Namespace, state: dict | None) -> Run:
         args=args,
         run_dir=Path(args.resume or ""),
         device=device,
+        processes=processes,
         data=data,
         data_checksum=zlib.crc32(train_images.cpu().numpy()),
         net=net,
@@ -492,7 +570,8 @@ def prepare(args: argparse.Namespace, state: dict | None) -> Run:
         restore(run, state)
     else:
         say_shapes = data.source == "shapes" and (args.data == "auto" or not args.run_name)
-        run.run_dir = make_run_dir(args.log_dir, args.run_name, "-shapes" if say_shapes else "")
+        if processes.rank == 0:
+            run.run_dir = make_run_dir(args.log_dir, args.run_name, "-shapes" if say_shapes else "")
         # A resumed run must find the same images, wherever it is resumed from.
         folder = str(Path(args.data).absolute())
         args.data = folder if data.source == "folder" else data.source
@@ -501,58 +580,64 @@ def prepare(args: argparse.Namespace, state: dict | None) -> Run:
 
 
 def train_to_the_end(run: Run, is_new: bool) -> int:
-    """Train the run, show the views of its start and end, and say where to look.
+    """Train the run and show the views of its start and end; returns the exit status.
 
-    Returns 0, or 128 + the signal that stopped it, or 1 if the run directory was not writable.
+    That is 0, or 128 + the signal that stopped it, or 1 if the run directory was not writable.
     """
     begun = time.perf_counter()
+    writer = None
     say(f"images  {run.data.source}: {len(run.data.train_loader.dataset):,} to train on")
     say(f"device  {run.device}")
     say(f"run     {run.run_dir}")
-    if run.data.source == "shapes":
-        say(SHAPES_NOTE)
-    writer = None
+    say_if_shapes(run)
     try:
-        # A killed run may have shown more than its last checkpoint knows: purge_step drops what
-        # follows, which is shown again.
-        writer = SummaryWriter(run.run_dir, purge_step=0 if is_new else run.progress.step + 1)
+        if run.processes.rank == 0:
+            # A killed run may have shown more than its last checkpoint knows. Those steps come
+            # again: purge_step drops what was shown of them.
+            first_step = 0 if is_new else run.progress.step + 1
+            writer = SummaryWriter(run.run_dir, purge_step=first_step)
         with caught_signals() as signals:
-            if is_new:
+            if is_new and writer:
                 with timed(run):
                     show_start(run, writer)
                     writer.flush()
                 save(run)
             test = train(run, writer, signals)
-            if signals:
-                say(f"stopped by {signal.Signals(signals[0]).name}; to go on:")
-                say(f"  {resume_command(run)}")
-                return 128 + signals[0]
-            finish(run, writer, test or evaluate(run.net, run.data.test_loader))
+            finish(run, writer, test)
+    except Stopped as stop:
+        say(f"stopped by {stop}; to go on:")
+        say(f"  python train_cifar.py --resume {quote(run.run_dir)}")
+        return 128 + stop.signum
     except OSError as error:
-        return fail(1, f"stopped: {cannot_write(run.run_dir, error)}; what was saved stays")
+        return fail(1, f"stopped: {cannot_write(run.run_dir, error)}; what was saved is whole")
     finally:
         if writer:
-            with contextlib.suppress(OSError):  # said already
+            with contextlib.suppress(OSError):  # a full disk has been reported
                 writer.close()
-    say(
-        f"finished in {time.perf_counter() - begun:.1f} s, {run.view_seconds:.1f} s of it for views"
-    )
-    if run.data.source == "shapes":
-        say(SHAPES_NOTE)
+    seconds = time.perf_counter() - begun
+    say(f"finished in {seconds:.1f} s, {run.view_seconds:.1f} s of it for views")
+    say_if_shapes(run)
     say("now look at it:")
     say(f"  tensorboard --logdir {quote(run.run_dir.parent)} --samples_per_plugin images=100")
     return 0
 
 
-def finish(run: Run, writer: SummaryWriter, test: Evaluation) -> None:
+def finish(run: Run, writer: SummaryWriter | None, test: Evaluation) -> None:
     """Print and show the results per class, and mark the run as finished."""
     rows = viz.class_report(test.probs, test.labels, run.data.classes)
-    with timed(run):
-        show_end(run, writer, rows)
-        writer.flush()
+    if writer:
+        with timed(run):
+            show_end(run, writer, rows)
+            writer.flush()
     run.progress.finished = True
     save(run)
     say(viz.markdown_table(rows))
+
+
+def say_if_shapes(run: Run) -> None:
+    """Say it loudly when the images are not those of the notes."""
+    if run.data.source == "shapes":
+        say(SHAPES_NOTE)
 
 
 @contextlib.contextmanager
@@ -608,11 +693,6 @@ def quote(path: str | Path) -> str:
     """Quote a path for the shell of this system."""
     text = str(path)
     return subprocess.list2cmdline([text]) if os.name == "nt" else shlex.quote(text)
-
-
-def resume_command(run: Run) -> str:
-    """The command that goes on with this run."""
-    return f"python train_cifar.py --resume {quote(run.run_dir)}"
 
 
 if __name__ == "__main__":

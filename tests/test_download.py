@@ -34,8 +34,8 @@ BASE = CIFAR10.base_folder
 @pytest.fixture
 def short(monkeypatch):
     """Time-outs for tests in which a server is silent."""
-    monkeypatch.setattr(download, "TIMEOUT_S", 0.3)
-    monkeypatch.setattr(download, "PATIENCE_S", 0.9)
+    monkeypatch.setattr(download, "TIMEOUT_S", 0.6)
+    monkeypatch.setattr(download, "PATIENCE_S", 1.8)
 
 
 def assert_whole(data_dir: Path, tiny: TinyCifar) -> None:
@@ -145,7 +145,7 @@ def test_ten_silent_mirrors_share_the_patience_of_three(tmp_path, server, short,
 
 
 def test_patience_ends_before_the_last_mirror(tmp_path, server, short, monkeypatch):
-    monkeypatch.setattr(download, "PATIENCE_S", 0.2)  # less than the time-out of one mirror
+    monkeypatch.setattr(download, "PATIENCE_S", 0.5)  # less than the time-out of one mirror
     message = error_of(tmp_path, server.url("silent_body"), server.url("good"))
     assert f"{server.url('good')}: not asked after" in message
     assert server.habits() == ["silent_body"]

@@ -257,8 +257,8 @@ def files_by_class(folder: Path) -> dict[str, list[str]]:
     names = [name for name in names if not name.startswith(".")]
     if len(names) < 2:
         raise DataError(
-            f"{str(folder)!r} has {len(names)} class folders, but telling classes apart takes two or "
-            "more: put the images of each class into a folder of their own"
+            f"{str(folder)!r} has {len(names)} class folders, but telling classes apart takes two "
+            "or more: put the images of each class into a folder of their own"
         )
     classes = {name: files_below(str(folder / name)) for name in names}
     for name, files in classes.items():

@@ -33,6 +33,7 @@ T = TypeVar("T")
 
 WIDTH = 1200  # pixels of a picture
 MAX_BYTES = 300_000
+CARDS_WIDE = 1450  # a window in which three charts, or two PR curves, stand side by side
 TIMEOUT_S = 60  # for anything to be drawn; the slowest, t-SNE, takes a quarter of it on two cores
 EVENT_FILES = "events.out.tfevents.*"
 MAX_COMPARED = 6  # runs in the picture of the HParams table, and these columns of it:
@@ -51,32 +52,31 @@ CHROMIUM_FLAGS = (
     "--enable-unsafe-swiftshader",
 )
 
-# Each method of the writer: its dashboard, what it is for, and whether train_cifar.py calls it.
+# Each method of the writer: its dashboard, and what it is for.
 WRITER_METHODS = {
-    "add_scalar": ("Scalars", "one number at a step: loss, accuracy, learning rate", True),
-    "add_scalars": ("Scalars", "several curves on one chart, at the price of a run for each", False),
-    "add_custom_scalars": ("Custom Scalars", "the layout: which curves share a chart", True),
-    "add_custom_scalars_multilinechart": ("Custom Scalars", "the same, for a single chart", False),
-    "add_custom_scalars_marginchart": ("Custom Scalars", "a curve with a band around it", False),
-    "add_image": ("Images", "one image", True),
-    "add_images": ("Images", "a batch of images", False),
-    "add_image_with_boxes": ("Images", "an image with bounding boxes: object detection", False),
-    "add_figure": ("Images", "a Matplotlib figure", True),
-    "add_graph": ("Graphs", "the layers of a net", True),
-    "add_onnx_graph": ("Graphs", "the net in an ONNX file", False),
-    "add_histogram": ("Histograms, Distributions", "how values are spread: weights", True),
-    "add_histogram_raw": ("Histograms, Distributions", "the same, from your own counts", False),
-    "add_pr_curve": ("PR Curves", "precision against recall, from truth and probability", True),
-    "add_pr_curve_raw": ("PR Curves", "the same, from your own counts", False),
-    "add_embedding": ("Projector", "points in many dimensions, seen in two or three", True),
-    "add_text": ("Text", "Markdown: settings, tables, notes", True),
-    "add_hparams": ("HParams", "settings and results of runs, side by side", False),
-    "add_audio": ("Audio", "sound", False),
-    "add_video": ("Images", "a short film, as an animated GIF", False),
-    "add_mesh": ("Mesh", "3-D points and surfaces", False),
-    "add_tensor": ("none", "any tensor, for a program that reads it back", False),
+    "add_scalar": ("Scalars", "one number at a step: loss, accuracy, learning rate"),
+    "add_scalars": ("Scalars", "curves on one chart, at the price of a run for each"),
+    "add_custom_scalars": ("Custom Scalars", "the layout: which curves share a chart"),
+    "add_custom_scalars_multilinechart": ("Custom Scalars", "the layout of a single chart"),
+    "add_custom_scalars_marginchart": ("Custom Scalars", "a curve with a band around it"),
+    "add_image": ("Images", "one image"),
+    "add_images": ("Images", "a batch of images"),
+    "add_image_with_boxes": ("Images", "an image with boxes, for object detection"),
+    "add_figure": ("Images", "a Matplotlib figure"),
+    "add_graph": ("Graphs", "the layers of a net"),
+    "add_onnx_graph": ("Graphs", "the net in an ONNX file"),
+    "add_histogram": ("Histograms, Distributions", "how the values of a tensor are spread"),
+    "add_histogram_raw": ("Histograms, Distributions", "the same, counted by yourself (faster)"),
+    "add_pr_curve": ("PR Curves", "precision against recall, from truth and probability"),
+    "add_pr_curve_raw": ("PR Curves", "the same, counted by yourself"),
+    "add_embedding": ("Projector", "points in many dimensions, seen in two or three"),
+    "add_text": ("Text", "Markdown: settings, tables, notes"),
+    "add_hparams": ("HParams", "settings and results of runs (viz.py writes its parts)"),
+    "add_audio": ("Audio", "sound"),
+    "add_video": ("Images", "a short film, as an animated GIF"),
+    "add_mesh": ("Mesh", "3-D points and surfaces"),
+    "add_tensor": ("none", "any tensor, for a program that reads it back"),
 }
-INSTEAD_OF_ADD_HPARAMS = "by its parts"  # viz.add_hparams_start says why
 
 
 class CaptureError(RuntimeError):
@@ -194,7 +194,7 @@ def wait_for_curves(cards: Sequence[Locator]) -> None:
 
 def show_scalars(page: Page, url: str) -> list[Locator]:
     """SCALARS: every curve of the run, as it was measured."""
-    go_to(page, url, "scalars", 1400, tagFilter=".", _smoothingWeight=0)
+    go_to(page, url, "scalars", CARDS_WIDE, tagFilter=".", _smoothingWeight=0)
     # Of a curve of two points TensorBoard takes both for outliers, and draws nothing.
     page.get_by_text("Ignore outliers in chart scaling").click()
     cards = cards_of(page, "tf-scalar-card", 6)
@@ -205,6 +205,7 @@ def show_scalars(page: Page, url: str) -> list[Locator]:
 def show_custom_scalars(page: Page, url: str) -> list[Locator]:
     """CUSTOM SCALARS: the charts of our layout, with the names of their curves."""
     go_to(page, url, "custom_scalars", 1100, _smoothingWeight=0)
+    page.get_by_text("Ignore outliers in chart scaling").click()
     cards = cards_of(page, "tf-custom-scalar-multi-line-chart-card", 2)
     wait_for_curves(cards)
     for card in cards:
@@ -250,18 +251,20 @@ def show_filters(page: Page, url: str) -> list[Locator]:
 
 
 def show_graph(page: Page, url: str) -> list[Locator]:
-    """GRAPHS: the net, opened by a double click to show its layers."""
+    """GRAPHS: the net and those of its layers that would show their names cut short, all opened."""
     go_to(page, url, "graphs", 1400)
-    net = page.locator('g.node[data-name="Net"]')
-    net.locator(".nodeshape").first.dblclick()
-    page.locator('g.node[data-name="Net/Conv2d[conv1]"] text').first.wait_for()
+    for name in ("Net", "Net/Conv2d[conv1]", "Net/MaxPool2d[pool]", "Net/Conv2d[conv2]"):
+        page.locator(f'g.node[data-name="{name}"] > .nodeshape').dblclick()
+        page.locator(f'g.node.expanded[data-name="{name}"]').wait_for()
+    scene = page.locator("tf-graph-scene svg#svg")
+    scene.click(position={"x": 1, "y": 1})  # no node is selected any more
     page.get_by_text("Fit to screen").click()
-    return [page.locator("tf-graph-scene svg#svg g#root")]
+    return [scene.locator("g#root")]
 
 
 def show_distributions(page: Page, url: str) -> list[Locator]:
     """DISTRIBUTIONS: gradients and weights of three layers, over the steps."""
-    go_to(page, url, "distributions", 1400, tagFilter="(conv1|conv2|fc3).weight")
+    go_to(page, url, "distributions", CARDS_WIDE, tagFilter="(conv1|conv2|fc3).weight")
     cards = cards_of(page, "tf-distribution-loader", 6)
     for card in cards:
         card.locator('path.area[d*="L"]:not([d*="NaN"])').first.wait_for(state="attached")
@@ -270,7 +273,7 @@ def show_distributions(page: Page, url: str) -> list[Locator]:
 
 def show_histograms(page: Page, url: str) -> list[Locator]:
     """HISTOGRAMS: gradients and weights of three layers, one curve for each step."""
-    go_to(page, url, "histograms", 1400, tagFilter="(conv1|conv2|fc3).weight")
+    go_to(page, url, "histograms", CARDS_WIDE, tagFilter="(conv1|conv2|fc3).weight")
     cards = cards_of(page, "tf-histogram-loader", 6)
     for card in cards:
         card.locator('.histogram path[d*="L"]:not([d*="NaN"])').first.wait_for(state="attached")
@@ -288,17 +291,24 @@ def show_text(page: Page, url: str) -> list[Locator]:
 
 def show_pr_curves(page: Page, url: str) -> list[Locator]:
     """PR CURVES: of the first four classes."""
-    go_to(page, url, "pr_curves", 1400, tagFilter=".")
+    go_to(page, url, "pr_curves", CARDS_WIDE, tagFilter=".")
     cards = cards_of(page, "tf-pr-curve-card")[:4]
     wait_for_curves(cards)
     return cards
 
 
 def show_projector(page: Page, url: str) -> list[Locator]:
-    """PROJECTOR: the features of test images, coloured by class and laid out by t-SNE."""
-    go_to(page, url, "projector", 1400, 800)
-    projector = page.frame_locator("iframe")
-    return [projector.locator("#main")]
+    """PROJECTOR: the features of test images, coloured by class and laid out in a plane by UMAP."""
+    go_to(page, url, "projector", 1400, 860)
+    projector = page.frame_locator("iframe").frame_locator("iframe")
+    projector.locator(".numDataPoints").filter(has_text=re.compile("[1-9]")).wait_for()
+    projector.locator("#colorby").click()
+    projector.locator("#colorby paper-item:visible").filter(has_text="label").click()
+    projector.locator("#umap-tab").click()
+    projector.locator("#umap-toggle").click()  # from three dimensions to two
+    projector.locator("#run-umap").click()
+    projector.locator("#run-umap:enabled").wait_for()
+    return [projector.locator("#left-pane"), projector.locator("#main.ink-panel")]
 
 
 def show_hparams(page: Page, url: str) -> list[Locator]:
@@ -322,11 +332,12 @@ def tick(page: Page, boxes: str, wanted: Sequence[str]) -> None:
 
 
 def show_writer_methods(page: Page, url: str) -> list[Locator]:
-    """Not a dashboard: a table of the writer's `add_…` methods."""
+    """Not a dashboard: a table of the writer's `add_…` methods, grey where viz.py has no use."""
+    viz = (Path(__file__).parent.parent / "viz.py").read_text(encoding="utf-8")
     rows = "".join(
-        f"<tr class={'used' if used else 'unused'}><td><code>{name}</code><td>{dashboard}"
-        f"<td>{html.escape(purpose)}"
-        for name, (dashboard, purpose, used) in writer_methods().items()
+        f"<tr class={'used' if f'writer.{name}(' in viz else 'unused'}>"
+        f"<td><code>{name}</code><td>{dashboard}<td>{html.escape(purpose)}"
+        for name, (dashboard, purpose) in writer_methods().items()
     )
     page.set_viewport_size({"width": 1000, "height": 1400})
     page.set_content(METHODS_PAGE.replace("ROWS", rows))
@@ -346,7 +357,7 @@ METHODS_PAGE = """
 """
 
 
-def writer_methods() -> dict[str, tuple[str, str, bool]]:
+def writer_methods() -> dict[str, tuple[str, str]]:
     """Return WRITER_METHODS; raises CaptureError unless they are those of the installed writer."""
     installed = {name for name in dir(SummaryWriter) if name.startswith("add_")}
     if unknown := installed ^ WRITER_METHODS.keys():

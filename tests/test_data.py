@@ -1,14 +1,13 @@
 """data.py and shapes.py: the loaders, the augmentation, and every source with its bad inputs."""
 
-import hashlib
 import os
-import pickle
 import random
 import warnings
 import zlib
 from io import BytesIO
 from pathlib import Path
 
+import cifar_server
 import numpy as np
 import pytest
 import torch
@@ -21,12 +20,12 @@ from torchvision.datasets import CIFAR10, ImageFolder
 
 import data
 import shapes
-from data import DataError, ImageDataset, load_data, read_image
+from data import DataError, ImageDataset, load_data, make_loaders, read_image, read_source
 from download import DownloadError
 
+tiny = cifar_server.tiny  # fixture
+
 RNG = np.random.default_rng(0)
-NAMES = ["airplane", "automobile", "bird", "cat", "deer"]
-NAMES += ["dog", "frog", "horse", "ship", "truck"]
 
 
 @pytest.fixture(autouse=True)
@@ -165,6 +164,16 @@ def test_loaders_are_real_and_shuffle_with_the_seed(few_shapes):
     assert all(sorted(epoch) == everything for epoch in epochs)  # each image once an epoch
 
 
+def test_loaders_can_be_made_of_images_that_were_read_before(few_shapes, tmp_path):
+    train, test, kind = read_source("shapes", tmp_path, [])
+    made = make_loaders(train, test, kind, batch_size=8, seed=3, device="cpu", augment=True)
+    loaded = load_data("shapes", batch_size=8, seed=3, augment=True)
+    assert made.classes == loaded.classes and made.source == loaded.source
+    assert order(made.train_loader) == order(loaded.train_loader)
+    assert order(made.test_loader) == order(loaded.test_loader)
+    assert train.augment is None  # what was passed in is as it was
+
+
 def test_labels_stay_with_their_images(few_shapes):
     loader = load_data("shapes", batch_size=8).train_loader
     dataset = loader.dataset
@@ -248,60 +257,47 @@ def test_shapes_have_the_size_of_cifar10(monkeypatch):
 
 
 @pytest.fixture
-def small_cifar10(tmp_path, monkeypatch):
-    """CIFAR-10's own files, with 4 images in each, and the md5 of these in torchvision's lists."""
-    folder = tmp_path / CIFAR10.base_folder
-    folder.mkdir()
-
-    def write(name: str, content: dict) -> str:
-        raw = pickle.dumps(content, protocol=2)
-        (folder / name).write_bytes(raw)
-        return hashlib.md5(raw).hexdigest()
-
-    def batch(first_label: int) -> dict:
-        rows = RNG.integers(0, 256, (4, 3072), dtype=np.uint8)  # 1024 red, 1024 green, 1024 blue
-        return {"data": rows, "labels": [(first_label + i) % 10 for i in range(4)]}
-
-    batches = {f"data_batch_{i}": batch(i) for i in range(1, 6)} | {"test_batch": batch(8)}
-    md5 = {name: write(name, content) for name, content in batches.items()}
-    monkeypatch.setattr(
-        CIFAR10, "train_list", [[f"data_batch_{i}", md5[f"data_batch_{i}"]] for i in range(1, 6)]
-    )
-    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
-    meta_md5 = write("batches.meta", {"label_names": NAMES})
-    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": meta_md5})
+def cifar10_dir(tmp_path, tiny, monkeypatch) -> Path:
+    """A data directory with the files of a tiny CIFAR-10, already unpacked; nothing is fetched."""
+    (tmp_path / CIFAR10.base_folder).mkdir()
+    for name, content in tiny.files.items():
+        (tmp_path / CIFAR10.base_folder / name).write_bytes(content)
     monkeypatch.setattr(data, "fetch_cifar10", lambda data_dir, mirrors: None)
-    return tmp_path, batches
+    return tmp_path
 
 
 @pytest.mark.parametrize("source", ["cifar10", "auto"])
-def test_cifar10_is_read_from_its_own_files(small_cifar10, source, capsys):
-    data_dir, batches = small_cifar10
-    loaded = load_data(source, data_dir)
-    train, test = loaded.train_loader.dataset, loaded.test_loader.dataset
-    rows = np.concatenate([batches[f"data_batch_{i}"]["data"] for i in range(1, 6)])
-    assert np.array_equal(train.images.numpy(), rows.reshape(20, 3, 32, 32))
-    assert train.labels.tolist() == [i % 10 for b in range(1, 6) for i in range(b, b + 4)]
-    assert np.array_equal(test.images.flatten(1).numpy(), batches["test_batch"]["data"])
-    assert test.labels.tolist() == [8, 9, 0, 1]
-    assert train.images.dtype == torch.uint8 and train.images.is_contiguous()
-    assert loaded.classes == NAMES and loaded.source == "cifar10"
+def test_cifar10_is_read_from_its_own_files(cifar10_dir, tiny, source, capsys):
+    loaded = load_data(source, cifar10_dir)
+    for is_train, loader in ((True, loaded.train_loader), (False, loaded.test_loader)):
+        dataset = loader.dataset
+        assert np.array_equal(dataset.images.permute(0, 2, 3, 1), tiny.images[is_train])
+        assert dataset.images.dtype == torch.uint8 and dataset.images.is_contiguous()
+        assert dataset.labels.tolist() == tiny.labels[is_train]
+        assert dataset.labels.dtype == torch.int64
+    assert loaded.classes == cifar_server.CLASSES and loaded.source == "cifar10"
     assert capsys.readouterr().err == ""
 
 
+def test_an_archive_in_the_data_directory_is_enough(tmp_path, tiny):
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(tiny.archive)
+    loaded = load_data("auto", tmp_path)
+    assert loaded.source == "cifar10" and len(loaded.train_loader.dataset) == 50
+
+
 @pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
-def test_damaged_cifar10_is_a_clear_error(small_cifar10, name):
-    file = small_cifar10[0] / CIFAR10.base_folder / name
+def test_damaged_cifar10_is_a_clear_error(cifar10_dir, name):
+    file = cifar10_dir / CIFAR10.base_folder / name
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(DataError, match="cifar-10-batches-py is damaged .*delete it"):
-        load_data("cifar10", small_cifar10[0])
+        load_data("cifar10", cifar10_dir)
 
 
-def test_fetching_is_told_where_to_and_from(small_cifar10, monkeypatch):
+def test_fetching_is_told_where_to_and_from(cifar10_dir, monkeypatch):
     asked = []
     monkeypatch.setattr(data, "fetch_cifar10", lambda *arguments: asked.append(arguments))
-    load_data("cifar10", str(small_cifar10[0]), mirrors=["http://a/"])
-    assert asked == [(small_cifar10[0], ["http://a/"])]
+    load_data("cifar10", str(cifar10_dir), mirrors=["http://a/"])
+    assert asked == [(cifar10_dir, ["http://a/"])]
 
 
 def no_network(data_dir: Path, mirrors: list[str]) -> None:
@@ -316,9 +312,9 @@ def test_auto_falls_back_to_the_shapes_loudly(few_shapes, tmp_path, monkeypatch,
     assert "WARNING" in warning and "no mirror answers" in warning and "NOT CIFAR-10" in warning
 
 
-def test_auto_falls_back_from_damaged_files_too(few_shapes, small_cifar10, capsys):
-    (small_cifar10[0] / CIFAR10.base_folder / "test_batch").write_bytes(b"")
-    assert load_data("auto", small_cifar10[0]).source == "shapes"
+def test_auto_falls_back_from_damaged_files_too(few_shapes, cifar10_dir, capsys):
+    (cifar10_dir / CIFAR10.base_folder / "test_batch").write_bytes(b"")
+    assert load_data("auto", cifar10_dir).source == "shapes"
     assert "damaged" in capsys.readouterr().err
 
 
@@ -424,6 +420,7 @@ def test_a_folder_that_is_missing_or_not_laid_out(folder, tmp_path):
     (folder / "train").rename(folder / "val")
     assert shown(folder / "train") in refusal(folder)
     assert "is not a folder" in refusal(folder / "test/cat/1.png")
+    assert "is not a folder" in refusal(folder / ("long" * 1000))
 
 
 def test_classes_that_are_missing(folder):
@@ -516,7 +513,7 @@ ORANGE = (255, 128, 0)
         (Image.new("LA", (40, 40), (0, 51)), "a.png", (204, 204, 204)),
         (Image.new("I;16", (40, 40), 0), "a.png", (0, 0, 0)),
         (Image.new("I;16", (40, 40), 65535), "a.png", (255, 255, 255)),
-        (Image.new("I;16", (40, 40), 257 * 100), "a.tif", (100, 100, 100)),
+        (Image.new("I;16", (40, 40), 257 * 200), "a.tif", (200, 200, 200)),
         (Image.new("I", (40, 40), 257 * 100), "a.pgm", (100, 100, 100)),
     ],
     ids=lambda value: value.mode if isinstance(value, Image.Image) else str(value),
@@ -532,6 +529,21 @@ def test_every_kind_of_image_is_read_in_its_colours(tmp_path, picture, name, exp
 def test_an_image_of_the_right_size_is_not_changed(tmp_path):
     pixels = RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8)
     assert np.array_equal(read(tmp_path, Image.fromarray(pixels), "a.png"), pixels)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_sixteen_bits_become_the_nearest_eight(tmp_path, name):
+    ramp = np.linspace(0, 65535, 1024).round().astype(np.uint16).reshape(32, 32)
+    expected = [[[int(value / 65535 * 255 + 0.5)] * 3 for value in row] for row in ramp]
+    assert np.array_equal(read(tmp_path, Image.fromarray(ramp), name), expected)
+
+
+def test_what_is_half_transparent_lets_white_through(tmp_path):
+    pixels = RNG.integers(0, 256, (32, 32, 4), dtype=np.uint8)
+    alpha = pixels[..., 3:] / 255
+    expected = pixels[..., :3] * alpha + 255 * (1 - alpha)
+    image = read(tmp_path, Image.fromarray(pixels), "a.png")
+    assert abs(image - expected).max() <= 1
 
 
 def test_a_transparent_palette_colour_becomes_white(tmp_path):
@@ -637,7 +649,9 @@ CONTENT = st.one_of(
         lambda change: VALID[: change[0]] + bytes([change[1]]) + VALID[change[0] + 1 :]
     ),
 )
-PART = st.sampled_from(["train", "test", "a", "b", "猫", " ", ".x", "Thumbs.db", "1.png"])
+PART = st.sampled_from(
+    ["train", "test", "a", "b", "猫", " ", "two\nlines", ".x", "Thumbs.db", "1.png"]
+)
 LAYOUT = st.dictionaries(st.lists(PART, min_size=1, max_size=4).map("/".join), CONTENT, max_size=8)
 SOUND = {f"{split}/{name}/1.png": VALID for split in ("train", "test") for name in "ab"}
 
@@ -667,7 +681,7 @@ def test_the_real_images():
     root = Path(os.environ["CIFAR10_IMAGES"])
     loaded = load_data(str(root))
     train, test = loaded.train_loader.dataset, loaded.test_loader.dataset
-    assert loaded.classes == NAMES
+    assert loaded.classes == cifar_server.CLASSES
     assert train.labels.bincount().tolist() == [5000] * 10
     assert test.labels.bincount().tolist() == [1000] * 10
     oracle = ImageFolder(root / "train", transforms.PILToTensor())

@@ -10,6 +10,15 @@ class UsageError(ValueError):
     """A setting that cannot work; the message names the value and what to do."""
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """argparse's help with defaults, but only where the default says something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with errors of one line instead of the whole usage."""
 
@@ -50,7 +59,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         prog="train_cifar.py",
         description="Train a small network on CIFAR-10 and watch it in TensorBoard.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     training = parser.add_argument_group("training")

@@ -210,9 +210,11 @@ def read_cifar10(data_dir: Path, mirrors: Sequence[str]) -> tuple[ImageDataset, 
         parts = [CIFAR10(data_dir, train=is_train) for is_train in (True, False)]
     except DownloadError as error:
         raise DataError(str(error)) from error
-    except (RuntimeError, OSError) as error:  # torchvision found another md5, or cannot read
+    except RuntimeError as error:  # torchvision found another md5
         folder = data_dir / CIFAR10.base_folder
-        raise DataError(f"{folder} is damaged ({error}): delete it and try again") from error
+        raise DataError(f"{str(folder)!r} is damaged: delete it and try again") from error
+    except OSError as error:
+        raise DataError(f"CIFAR-10 in {str(data_dir)!r} cannot be read: {error}") from error
     train, test = (
         ImageDataset(
             torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),  # (N, 3, 32, 32)

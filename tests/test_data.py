@@ -289,7 +289,7 @@ def test_an_archive_in_the_data_directory_is_enough(tmp_path, tiny):
 def test_damaged_cifar10_is_a_clear_error(cifar10_dir, name):
     file = cifar10_dir / CIFAR10.base_folder / name
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(DataError, match="cifar-10-batches-py is damaged .*delete it"):
+    with pytest.raises(DataError, match="cifar-10-batches-py' is damaged: delete it"):
         load_data("cifar10", cifar10_dir)
 
 

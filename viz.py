@@ -22,7 +22,15 @@ from torchvision.utils import make_grid
 RIGHT, WRONG = "green", "red"
 
 # Class names may be Chinese, for which DejaVu has no glyphs: any of these helps where installed.
-CJK_FONTS = ("Noto Sans CJK SC", "Microsoft YaHei", "PingFang SC", "WenQuanYi Zen Hei", "SimHei")
+# (Matplotlib before 3.11 sees only the first font of a collection: Noto's is the Japanese one.)
+CJK_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Microsoft YaHei",
+    "PingFang SC",
+    "WenQuanYi Zen Hei",
+    "SimHei",
+)
 INSTALLED_FONTS = {font.name for font in font_manager.fontManager.ttflist}
 FONTS = ["DejaVu Sans", *(name for name in CJK_FONTS if name in INSTALLED_FONTS)]
 
@@ -204,8 +212,8 @@ def add_histogram(
 ) -> None:
     """HISTOGRAMS: one tensor of any shape, in equal bins.
 
-    `SummaryWriter.add_histogram` does the same with NumPy, several times slower, and raises on
-    NaN; values that are NaN or infinite are left out here.
+    `SummaryWriter.add_histogram` does the same with NumPy, several times slower, and raises where
+    all values are NaN; those that are NaN or infinite are left out here.
     """
     values = values.flatten().cpu()
     values = values[values.isfinite()]

@@ -31,7 +31,9 @@ WAYS = {  # name: settings of train_cifar.py; the notes' way has its own loop
     "impatient": IMPATIENT,
     "impatient, 2 processes": IMPATIENT,
     "thorough": THOROUGH,
+    "shapes": [],
 }
+ONCE = ("thorough", "shapes")  # measured in the first round only: what matters is their accuracy
 QUICK_IMAGES = 10_000
 MEASURES = {
     "step_ms": "a training step, ms",
@@ -114,9 +116,8 @@ def measure_notes(args: argparse.Namespace, log_dir: str) -> dict[str, float]:
     }
 
 
-def measure_ours(args: argparse.Namespace, log_dir: str, settings: list[str]) -> dict[str, float]:
+def measure_ours(args: argparse.Namespace, log_dir: str, settings: list[str]) -> dict:
     """Train by train_cifar.py itself, with meters around its parts."""
-    import data
     import train_cifar
     import viz
 
@@ -128,13 +129,12 @@ def measure_ours(args: argparse.Namespace, log_dir: str, settings: list[str]) ->
     for name in ("evaluate", "save", "train"):
         meter.around(train_cifar, name)
     meter.around(viz, "add_pr_curves")
-    timed_train, accuracies = train_cifar.train, []
+    timed_train, tests = train_cifar.train, []
 
     def train(*args):
         start.append(since_start())
-        test = timed_train(*args)
-        accuracies.append(test.accuracy)
-        return test
+        tests.append(timed_train(*args))
+        return tests[0]
 
     def read_source(*_):
         return *read_images(args), "folder" if args.data != "shapes" else "shapes"
@@ -149,7 +149,6 @@ def measure_ours(args: argparse.Namespace, log_dir: str, settings: list[str]) ->
         raise SystemExit("the run failed")
     seen = meter.wall
     total = seen["train"] + seen["show_start"] + seen["show_end"] + seen["save"]
-    del data
     return {
         **meter.training(
             epochs * len(run.data.train_loader), ["evaluate", "save", "show_report", "show_epoch"]
@@ -159,8 +158,22 @@ def measure_ours(args: argparse.Namespace, log_dir: str, settings: list[str]) ->
         "start_s": start[0],
         "views_share": sum(seen[name] for name in views) / total,
         "save_share": seen["save"] / total,
-        "test_accuracy": accuracies[0],
+        "test_accuracy": tests[0].accuracy,
+        "classes": count_results(tests[0], run.data.classes),
     }
+
+
+def count_results(test, classes: list[str]) -> dict[str, dict[str, float]]:
+    """True and false positives and negatives of each class, and what follows from them."""
+    preds, results = test.probs.argmax(dim=1), {}
+    for index, name in enumerate(classes):
+        said, true = preds == index, test.labels == index
+        tp, fp = (said & true).sum().item(), (said & ~true).sum().item()
+        fn, tn = (~said & true).sum().item(), (~said & ~true).sum().item()
+        precision, recall = tp / max(tp + fp, 1), tp / max(tp + fn, 1)
+        counts = {"TP": tp, "FP": fp, "FN": fn, "TN": tn}
+        results[name] = counts | {"precision": round(precision, 4), "recall": round(recall, 4)}
+    return results
 
 
 def read_images(args: argparse.Namespace):
@@ -185,6 +198,8 @@ def measure(args: argparse.Namespace) -> None:
     """Run one way and print its measures as JSON; with several processes the first does."""
     import resource
 
+    if args.way == "shapes":
+        args.data = "shapes"
     with tempfile.TemporaryDirectory() as log_dir:
         if args.way == "notes":
             found = measure_notes(args, log_dir)
@@ -199,7 +214,7 @@ def measure(args: argparse.Namespace) -> None:
 # ------------------------------------------------------------------------------- all of them
 
 
-def run_way(way: str, args: argparse.Namespace) -> dict[str, float]:
+def run_way(way: str, args: argparse.Namespace) -> dict:
     """Measure one way in a process of its own (or two)."""
     command = [sys.executable]
     if "processes" in way:
@@ -213,17 +228,23 @@ def run_way(way: str, args: argparse.Namespace) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    """Measure all ways, alternating; returns the values of each measure of each way."""
+def compare(args: argparse.Namespace) -> tuple[dict[str, dict[str, list[float]]], dict]:
+    """Measure all ways, alternating.
+
+    Returns the values of each measure of each way, and the results of our run for each class.
+    """
     found: dict = {way: defaultdict(list) for way in WAYS}
+    classes: dict = {}
     for index in range(args.rounds):
         for way in WAYS:
-            if way == "thorough" and (args.quick or index > 0):
-                continue  # its accuracy is what matters, and it takes longest
+            if way in ONCE and (args.quick or index > 0):
+                continue
             print(f"round {index + 1} of {args.rounds}: {way}", file=sys.stderr)
-            for measure_name, value in run_way(way, args).items():
+            measured = run_way(way, args)
+            classes[way] = measured.pop("classes", {})
+            for measure_name, value in measured.items():
                 found[way][measure_name].append(value)
-    return found
+    return found, classes["ours"]
 
 
 def show(name: str, values: list[float]) -> str:
@@ -293,7 +314,7 @@ def main() -> None:
         return measure(args)
     if args.quick:
         args.rounds = 1
-    found = compare(args)
+    found, classes = compare(args)
     import torch
 
     about = {
@@ -310,7 +331,7 @@ def main() -> None:
             way: {name: round(statistics.median(v), 4) for name, v in measures.items()}
             for way, measures in found.items()
         }
-        everything = about | {"medians": medians, "ratios": ratios(found), "table": table(found)}
+        everything = about | {"medians": medians, "ratios": ratios(found), "classes": classes}
         Path(args.json).write_text(json.dumps(everything, indent=2) + "\n")
 
 

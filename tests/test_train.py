@@ -129,6 +129,8 @@ def test_onecycle_rises_to_the_learning_rate_and_falls(image_folder, tmp_path):
     assert rates[:peak] == sorted(rates[:peak])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
     assert rates[-1] < 1e-5
+    (group,) = load_checkpoint(run_dir)["optimizer"]["param_groups"]
+    assert group["momentum"] == 0.9  # PyTorch's default would take another one at every step
 
 
 # --------------------------------------------------------------------------------------- repeats

@@ -3,14 +3,27 @@
 A checkpoint is a plain dictionary of tensors, numbers and strings in `RUN_DIR/checkpoint.pt`.
 """
 
+import io
 import os
-import pickle
+import zipfile
 from pathlib import Path
 
 import torch
 
 NAME = "checkpoint.pt"
 FORMAT = 1
+PARTS = {  # what a checkpoint holds
+    "settings": dict,
+    "classes": list,
+    "data_checksum": int,
+    "net": dict,
+    "optimizer": dict,
+    "scheduler": dict | None,
+    "shuffle_state": torch.Tensor,
+    "random_state": torch.Tensor,
+    "progress": dict,
+    "losses": torch.Tensor,
+}
 
 
 class CheckpointError(ValueError):
@@ -25,8 +38,10 @@ def save_checkpoint(run_dir: Path, state: dict) -> None:
     """
     path = run_dir / NAME
     beside = path.with_suffix(".pt.tmp")
+    buffer = io.BytesIO()  # torch.save itself turns an OSError of its file into other errors
+    torch.save({"format": FORMAT, **state}, buffer)
     with open(beside, "wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
+        file.write(buffer.getbuffer())
         file.flush()
         os.fsync(file.fileno())  # otherwise a power cut may leave the new name with no content
     os.replace(beside, path)
@@ -39,17 +54,28 @@ def load_checkpoint(run_dir: Path) -> dict:
     run code. Raises CheckpointError if there is none, or if it is not a whole checkpoint of ours.
     """
     path = run_dir / NAME
-    if not path.is_file():
-        raise CheckpointError(f"no {NAME} in {str(run_dir)!r}: give the directory of a run")
+    if not os.path.isfile(path):  # unlike Path.is_file, it never raises
+        raise CheckpointError(
+            f"no {NAME} in {str(run_dir)!r}: give the directory of a run that got as far as its "
+            "first checkpoint"
+        )
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not check the sums in it
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"wrong checksum of {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).split("\n")[0]
+    except Exception as error:  # there are as many as there are ways to damage a file
+        reason = str(error).split("\n")[0] or type(error).__name__
         raise CheckpointError(
             f"{str(path)!r} cannot be read as a checkpoint ({reason}): it is damaged or comes from "
             "another program; start a new run without --resume"
         ) from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if (
+        not isinstance(state, dict)
+        or state.get("format") != FORMAT
+        or not all(isinstance(state.get(name), kind) for name, kind in PARTS.items())
+    ):
         raise CheckpointError(
             f"{str(path)!r} is not a checkpoint of this program (format {FORMAT}): "
             "give the directory of a run"

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from data import DataError, ImageDataset
+from arguments import UsageError
+from data import ImageDataset
 
 
 class Processes(NamedTuple):
@@ -23,6 +24,11 @@ class Processes(NamedTuple):
 
     rank: int
     count: int
+
+
+def is_first() -> bool:
+    """Whether this process has rank 0, or is alone; known before they have met."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0"
 
 
 def start_processes(device: torch.device) -> Processes:
@@ -36,9 +42,18 @@ def start_processes(device: torch.device) -> Processes:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """The device of this process: each process of a machine takes a GPU of its own."""
+    """The device of this process: each process of a machine takes a GPU of its own.
+
+    Raises UsageError if there are not enough.
+    """
     if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
         return device
+    processes, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    if processes > gpus:
+        raise UsageError(
+            f"{processes} processes on a machine with {gpus} GPU: start one for each GPU "
+            "(--nproc_per_node), or take --device cpu"
+        )
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 
 
@@ -56,6 +71,25 @@ def share_of_batch(
     return images[rank::count], labels[rank::count]
 
 
+def only_first(do: Callable[[], object], processes: Processes, device: torch.device):
+    """Let rank 0 alone do something; every process gets its result.
+
+    What it raises for the reader's sake, a ValueError, is raised in every process.
+    """
+    if processes.count == 1:
+        return do()
+    message: list = [None]
+    if processes.rank == 0:
+        try:
+            message = [do()]
+        except ValueError as error:
+            message = [error]
+    dist.broadcast_object_list(message, device=device)
+    if isinstance(message[0], ValueError):
+        raise message[0]
+    return message[0]
+
+
 def read_once(
     read: Callable[[], tuple[ImageDataset, ImageDataset, str]],
     processes: Processes,
@@ -67,27 +101,24 @@ def read_once(
     """
     if processes.count == 1:
         return read()
-    message: list = [None]  # what a process must know before it can receive the images
-    if processes.rank == 0:
-        try:
-            train, test, source = read()
-            message = [(train.classes, source, len(train), len(test))]
-        except DataError as error:
-            message = [error]
-    dist.broadcast_object_list(message, device=device)
-    if isinstance(message[0], DataError):
-        raise message[0]
-    classes, source, *lengths = message[0]
+    parts: list[ImageDataset] = []
+
+    def read_and_describe() -> tuple:  # what a process must know before it can receive the images
+        train, test, source = read()
+        parts.extend((train, test))
+        return train.classes, source, len(train), len(test)
+
+    classes, source, *lengths = only_first(read_and_describe, processes, device)
     if processes.rank > 0:
-        train, test = (
+        parts = [
             ImageDataset(
                 torch.empty((length, 3, 32, 32), dtype=torch.uint8),
                 torch.empty(length, dtype=torch.int64),
                 classes,
             )
             for length in lengths
-        )
-    train, test = train.to(device), test.to(device)
+        ]
+    train, test = (part.to(device) for part in parts)
     for tensor in (train.images, train.labels, test.images, test.labels):
         dist.broadcast(tensor, src=0)
     return train, test, source
@@ -98,3 +129,8 @@ def total(tensor: torch.Tensor, processes: Processes) -> torch.Tensor:
     if processes.count > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def is_loss_of_a_process(error: RuntimeError) -> bool:
+    """Whether an operation of all processes failed, which is so when one of them has ended."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)

@@ -10,16 +10,18 @@ training loop, and `main`, which wires them.
 import argparse
 import contextlib
 import io
+import math
 import os
 import platform
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -39,7 +41,10 @@ from checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from data import Data, DataError, make_loaders, read_source
 from distributed import (
     Processes,
+    is_first,
+    is_loss_of_a_process,
     local_device,
+    only_first,
     read_once,
     share_of_batch,
     start_processes,
@@ -76,7 +81,7 @@ class Progress:
     epoch: int = 0  # epochs done
     batch: int = 0  # batches done in the epoch under way
     step: int = 0  # batches done in all: the x axis in TensorBoard
-    losses: list[torch.Tensor] = field(default_factory=list)  # of each batch since the last report
+    window: int = 0  # batches since the last report
     images: int = 0  # since the last report
     seconds: float = 0.0  # of training since the last report, views not counted
     finished: bool = False
@@ -97,6 +102,7 @@ class Run:
     scheduler: torch.optim.lr_scheduler.LRScheduler | None
     shuffle_state: torch.Tensor  # of the loader's generator, at the start of the epoch
     progress: Progress
+    losses: torch.Tensor  # of each batch since the last report; in one tensor, which stays
     view_seconds: float = 0.0  # spent on drawing and writing views
 
 
@@ -140,10 +146,17 @@ def make_optimizer(net: nn.Module, args: argparse.Namespace, steps_per_epoch: in
     if args.schedule == "onecycle":
         # The schedule is stepped after the last batch too: one step more than there are batches.
         total_steps = args.epochs * steps_per_epoch + 1
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, args.lr, total_steps, cycle_momentum=False
+        )
     else:
         scheduler = None
     return optimizer, scheduler
+
+
+def report_batches(args: argparse.Namespace, steps_per_epoch: int) -> int:
+    """How many batches a report is about; there is one at the end of each epoch anyway."""
+    return min(max(1, round(args.report_every / args.batch_size)), steps_per_epoch)
 
 
 def make_run_dir(log_dir: str, run_name: str | None, suffix: str) -> Path:
@@ -172,9 +185,9 @@ def make_run_dir(log_dir: str, run_name: str | None, suffix: str) -> Path:
 def check_log_dir(log_dir: str) -> None:
     """Raise UsageError, before any work, if no folder can be made in `log_dir`."""
     path = Path(log_dir).absolute()
-    while not path.exists():
+    while not os.path.lexists(path):  # unlike Path.exists, it never raises
         path = path.parent
-    if not path.is_dir() or not os.access(path, os.W_OK):
+    if not os.path.isdir(path) or not os.access(path, os.W_OK):
         raise UsageError(f"--log-dir {log_dir!r}: {str(path)!r} is no folder that can be written")
 
 
@@ -325,7 +338,6 @@ def train(run: Run, writer: SummaryWriter | None, signals: list[int]) -> Evaluat
     loader = run.data.train_loader
     criterion = nn.CrossEntropyLoss()
     net = prepare_net(run)
-    report_batches = max(1, round(args.report_every / args.batch_size))
     test = None
 
     while progress.epoch < args.epochs:
@@ -346,13 +358,14 @@ def train(run: Run, writer: SummaryWriter | None, signals: list[int]) -> Evaluat
 
             progress.batch += 1
             progress.step += 1
-            progress.losses.append(loss.detach())  # .item() would make a GPU wait in every step
+            run.losses[progress.window] = loss.detach()  # .item() would make a GPU wait
+            progress.window += 1
             epoch_done = progress.batch == len(loader)
             if progress.batch % BAR_EVERY == 0:
-                recent = torch.stack(progress.losses[-100:]).mean().item()
+                recent = run.losses[: progress.window][-100:].mean().item()
                 bar.set_postfix(loss=f"{recent:.3f}", refresh=False)
                 bar.update(BAR_EVERY)
-            if progress.batch % report_batches == 0 or epoch_done:
+            if progress.window == len(run.losses) or epoch_done:
                 progress.seconds += time.perf_counter() - started
                 report(run, writer, images, labels)
                 started = time.perf_counter()
@@ -366,6 +379,7 @@ def train(run: Run, writer: SummaryWriter | None, signals: list[int]) -> Evaluat
         bar.close()
 
         test = evaluate(run.net, run.data.test_loader, run.processes)
+        check_test_loss(run, test)
         if writer:
             with timed(run):
                 show_epoch(run, writer, test)
@@ -422,28 +436,42 @@ def report(
         with timed(run):
             show_report(run, writer, images, labels, loss)
             writer.flush()  # a kill would lose what is still in the writer's queue
-    progress.losses.clear()
+    progress.window = 0
     progress.images, progress.seconds = 0, 0.0
 
 
 def check_losses(run: Run) -> float:
     """Return the mean loss since the last report; 0 if there was no batch since.
 
-    Raises TrainingError, in every process alike, if one of the losses is NaN or infinite.
+    Raises TrainingError, in every process alike, if one of the losses is NaN or infinite, or one
+    of the weights that came out of the last of them.
     """
     progress = run.progress
-    if not progress.losses:
+    if not progress.window:
         return 0.0
-    losses = total(torch.stack(progress.losses), run.processes) / run.processes.count
-    progress.losses = list(losses)
+    losses = run.losses[: progress.window]
+    losses.copy_(total(losses.clone(), run.processes) / run.processes.count)
     bad = losses.isfinite().logical_not().nonzero()[:, 0]
     if len(bad) > 0:
         step = progress.step - len(losses) + 1 + bad[0].item()
-        raise TrainingError(
-            f"the loss became {losses[bad[0]].item()} at step {step:,}: the learning rate is "
-            "probably too high; start again with a smaller --lr"
-        )
+        raise diverged(f"loss became {losses[bad[0]].item()}", step)
+    if not all(weights.isfinite().all() for weights in run.net.parameters()):
+        raise diverged("weights became infinite or nan", progress.step)
     return losses.mean().item()
+
+
+def check_test_loss(run: Run, test: Evaluation) -> None:
+    """Raise TrainingError if the net, after the last batch of an epoch, says nothing finite."""
+    if not math.isfinite(test.loss):
+        raise diverged(f"test loss became {test.loss}", run.progress.step)
+
+
+def diverged(what: str, step: int) -> TrainingError:
+    """The error of a run whose numbers have left the range of floats."""
+    return TrainingError(
+        f"the {what} at step {step:,}: the learning rate is probably too high; "
+        "start again with a smaller --lr"
+    )
 
 
 def save(run: Run) -> None:
@@ -463,7 +491,8 @@ def save(run: Run) -> None:
             "scheduler": scheduler,
             "shuffle_state": run.shuffle_state,
             "random_state": torch.get_rng_state(),
-            "progress": vars(progress) | {"losses": [loss.item() for loss in progress.losses]},
+            "progress": vars(progress),
+            "losses": run.losses[: progress.window].clone(),
         },
     )
 
@@ -478,17 +507,59 @@ def restore(run: Run, state: dict) -> None:
     try:
         run.net.load_state_dict(state["net"])
         run.optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError) as error:
+        if run.scheduler:
+            run.scheduler.load_state_dict(state["scheduler"])
+        run.data.train_loader.generator.set_state(state["shuffle_state"])
+        torch.set_rng_state(state["random_state"])
+        run.progress = read_progress(run, state["progress"])
+        run.losses[: run.progress.window] = state["losses"].to(run.device)
+    except Exception as error:  # strange content is refused in as many ways as there are parts
         raise CheckpointError(
-            f"the checkpoint in {str(run.run_dir)!r} is of another net than model.py's: "
-            "start a new run"
+            f"the checkpoint in {str(run.run_dir)!r} is of another net than model.py's, or its "
+            "content is damaged: start a new run"
         ) from error
-    if run.scheduler:
-        run.scheduler.load_state_dict(state["scheduler"])
     run.shuffle_state = state["shuffle_state"]
-    torch.set_rng_state(state["random_state"])
-    run.progress = Progress(**state["progress"])
-    run.progress.losses = [torch.tensor(loss, device=run.device) for loss in run.progress.losses]
+
+
+def read_progress(run: Run, state: dict) -> Progress:
+    """Turn what `save` made of the progress into it again; raises an error of some kind if not."""
+    progress = Progress(**state)
+    for name, default in vars(Progress()).items():
+        if type(state[name]) is not type(default):
+            raise TypeError(f"{name} is {state[name]!r}")
+    epoch_steps = len(run.data.train_loader)
+    if progress.step != progress.epoch * epoch_steps + progress.batch or not (
+        0 <= progress.batch < epoch_steps
+        and progress.epoch >= 0
+        and 0 <= progress.window < len(run.losses)
+    ):
+        raise ValueError(f"{progress} is none of this run")
+    return progress
+
+
+def read_settings(state: dict, run_dir: str) -> argparse.Namespace:
+    """Return the settings of the run in `run_dir`, checked like those of a command line.
+
+    Raises CheckpointError if they are not the settings of this program.
+    """
+    settings = state["settings"] | {"resume": None}
+    words = []
+    for name, value in settings.items():
+        flag = f"--{name}".replace("_", "-")
+        if isinstance(value, list):
+            words += [f"{flag}={item}" for item in value]
+        elif value is True:
+            words.append(flag)
+        elif value not in (None, False):
+            words.append(f"{flag}={value}")
+    args = parse_args(words)
+    if vars(args) != settings:
+        raise CheckpointError(
+            f"the checkpoint in {run_dir!r} has other settings than this version of the program: "
+            "start a new run"
+        )
+    args.resume = run_dir
+    return args
 
 
 # ----------------------------------------------------------------------------------------- main
@@ -499,10 +570,14 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # class names may not fit the terminal's encoding
             stream.reconfigure(errors="backslashreplace")
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")  # one process speaks for all
+    threading.excepthook = report_thread_error
     try:
-        args = parse_args(argv)
-        state = load_checkpoint(Path(args.resume)) if args.resume else None
-        if state and state["progress"]["finished"]:
+        with contextlib.redirect_stderr(sys.stderr if is_first() else io.StringIO()):
+            args = parse_args(argv)
+        state = None if args.resume is None else load_checkpoint(Path(args.resume))
+        if state and state["progress"].get("finished"):
             say(f"the run in {args.resume!r} is finished: nothing is left to resume")
             return 0
         return train_to_the_end(prepare(args, state), is_new=state is None)
@@ -511,13 +586,32 @@ def main(argv: list[str] | None = None) -> int:
     except TrainingError as error:
         return fail(1, f"stopped: {error}")
     except KeyboardInterrupt:
-        return fail(128 + signal.SIGINT, "interrupted before training began")
+        return fail(128 + signal.SIGINT, "interrupted")
+    except BrokenPipeError:  # after `| head`, say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at exit
+        return fail(1, "stopped: nobody reads the output; the last checkpoint can be resumed")
+    except RuntimeError as error:
+        if not is_loss_of_a_process(error):
+            raise
+        # Whoever is left says it: it may be the first that has ended.
+        print("train_cifar.py: stopped: another process of this run has ended", file=sys.stderr)
+        return 1
 
 
 def fail(status: int, message: str) -> int:
-    """Print one line on stderr and return the exit status."""
-    print(f"train_cifar.py: {message}", file=sys.stderr)
+    """Print one line on stderr, whatever the number of processes, and return the exit status."""
+    if is_first():
+        print(f"train_cifar.py: {message}", file=sys.stderr)
     return status
+
+
+def report_thread_error(error: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread, but none of a full disk or the like.
+
+    TensorBoard's writer hands the OSError of its thread on to ours, where it gets one line.
+    """
+    if not issubclass(error.exc_type, OSError):
+        threading.__excepthook__(error)
 
 
 def prepare(args: argparse.Namespace, state: dict | None) -> Run:
@@ -526,13 +620,11 @@ def prepare(args: argparse.Namespace, state: dict | None) -> Run:
     The directory of a new run is made last, when nothing else can go wrong any more.
     """
     if state:
-        args = argparse.Namespace(**state["settings"] | {"resume": args.resume})
+        args = read_settings(state, args.resume)
     else:
         check_log_dir(args.log_dir)
     device = local_device(choose_device(args.device))
     processes = start_processes(device)
-    if processes.rank > 0:
-        sys.stdout = open(os.devnull, "w")  # one process speaks for all
     if args.batch_size % processes.count:
         raise UsageError(
             f"--batch-size {args.batch_size} cannot be shared out to {processes.count} processes: "
@@ -565,13 +657,16 @@ def prepare(args: argparse.Namespace, state: dict | None) -> Run:
         scheduler=scheduler,
         shuffle_state=data.train_loader.generator.get_state(),
         progress=Progress(),
+        losses=torch.zeros(report_batches(args, len(data.train_loader)), device=device),
     )
     if state:
         restore(run, state)
     else:
         say_shapes = data.source == "shapes" and (args.data == "auto" or not args.run_name)
-        if processes.rank == 0:
-            run.run_dir = make_run_dir(args.log_dir, args.run_name, "-shapes" if say_shapes else "")
+        suffix = "-shapes" if say_shapes else ""
+        run.run_dir = only_first(
+            lambda: make_run_dir(args.log_dir, args.run_name, suffix), processes, device
+        )
         # A resumed run must find the same images, wherever it is resumed from.
         folder = str(Path(args.data).absolute())
         args.data = folder if data.source == "folder" else data.source
@@ -591,12 +686,12 @@ def train_to_the_end(run: Run, is_new: bool) -> int:
     say(f"run     {run.run_dir}")
     say_if_shapes(run)
     try:
-        if run.processes.rank == 0:
-            # A killed run may have shown more than its last checkpoint knows. Those steps come
-            # again: purge_step drops what was shown of them.
-            first_step = 0 if is_new else run.progress.step + 1
-            writer = SummaryWriter(run.run_dir, purge_step=first_step)
         with caught_signals() as signals:
+            if run.processes.rank == 0:
+                # A killed run may have shown more than its last checkpoint knows. Those steps come
+                # again: purge_step drops what was shown of them.
+                first_step = 0 if is_new else run.progress.step + 1
+                writer = SummaryWriter(run.run_dir, purge_step=first_step)
             if is_new and writer:
                 with timed(run):
                     show_start(run, writer)
@@ -608,8 +703,14 @@ def train_to_the_end(run: Run, is_new: bool) -> int:
         say(f"stopped by {stop}; to go on:")
         say(f"  python train_cifar.py --resume {quote(run.run_dir)}")
         return 128 + stop.signum
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        return fail(1, f"stopped: {cannot_write(run.run_dir, error)}; what was saved is whole")
+        return fail(
+            1,
+            f"stopped: {cannot_write(run.run_dir, error)}; when that is mended, go on with "
+            f"--resume {quote(run.run_dir)}",
+        )
     finally:
         if writer:
             with contextlib.suppress(OSError):  # a full disk has been reported
@@ -644,13 +745,14 @@ def say_if_shapes(run: Run) -> None:
 def caught_signals() -> Iterator[list[int]]:
     """Collect the first Ctrl-C or SIGTERM instead of dying of it; a second one ends at once."""
     caught: list[int] = []
+    signums = signal.SIGINT, signal.SIGTERM
 
     def note(signum: int, frame: object) -> None:
         caught.append(signum)
-        for signum in before:
+        for signum in signums:
             signal.signal(signum, signal.SIG_DFL)
 
-    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.signal(signum, note) for signum in signums}
     try:
         yield caught
     finally:

@@ -1,5 +1,6 @@
 """What the test files share: a tiny folder of images, a run on it, and a reader of event files."""
 
+import threading
 from collections import defaultdict
 from pathlib import Path
 
@@ -69,7 +70,8 @@ def read_scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
 @pytest.fixture(autouse=True)
 def as_before():
     """Undo what training sets for the whole process."""
-    threads = torch.get_num_threads()
+    threads, excepthook = torch.get_num_threads(), threading.excepthook
     yield
+    threading.excepthook = excepthook
     torch.set_num_threads(threads)
     torch.backends.mkldnn.set_flags(True)

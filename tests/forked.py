@@ -1,0 +1,178 @@
+"""Runs of the program in processes of their own, for tests that kill them or do other harm.
+
+A fresh Python needs three seconds to import PyTorch. Here one process imports it and forks for
+every run, which takes some hundredths of a second. What goes wrong in a run, and when, is a
+`Fault`.
+"""
+
+import functools
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import types
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from tensorboard.summary.writer import event_file_writer
+
+import train_cifar
+
+if "forkserver" not in multiprocessing.get_all_start_methods():
+    pytest.skip("this system cannot fork a process", allow_module_level=True)
+
+CONTEXT = multiprocessing.get_context("forkserver")
+HANG = 120  # seconds; a run takes one or two
+
+
+class Fault(NamedTuple):
+    """What is done to a run at a function of it, named as `module.name`, at its n-th call."""
+
+    place: str
+    do: Callable[[], None]
+    call: int = 1
+    after: bool = False  # once the function has returned
+
+
+class Finished(NamedTuple):
+    """How a run ended: exit status (minus the signal that killed it) and stdout with stderr."""
+
+    status: int
+    output: str
+
+
+def kill() -> None:
+    """End this process as a power cut would: nothing of it runs any more."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def interrupt() -> None:
+    """Press Ctrl-C."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def terminate() -> None:
+    """Do what `kill` does on the command line."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def start(
+    arguments: Sequence[object],
+    output: Path,
+    *faults: Callable[[], None],
+    environment: Mapping[str, str] | None = None,
+) -> multiprocessing.Process:
+    """Start a run of `main`; its stdout and stderr are appended to the file `output`.
+
+    A fault is a `Fault`, or any function without arguments that prepares one in the new process.
+    """
+    with pytest.MonkeyPatch.context() as patch:  # sys.path reaches the server of Python 3.11 so
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        CONTEXT.set_forkserver_preload(["forked"])
+        forkserver.ensure_running()
+    words = [str(argument) for argument in arguments]
+    process = CONTEXT.Process(target=run_here, args=(words, output, faults, environment or {}))
+    process.start()
+    return process
+
+
+def finish(process: multiprocessing.Process, output: Path) -> Finished:
+    """Wait for the end of a run; one that hangs fails the test."""
+    process.join(HANG)
+    if process.exitcode is None:
+        process.kill()
+        pytest.fail(f"the run hangs: {output.read_text(encoding='utf-8')}")
+    return Finished(process.exitcode, output.read_text(encoding="utf-8"))
+
+
+def settings(image_folder: Path, log_dir: Path, *more: object) -> list[object]:
+    """The command line of a run of 15 batches an epoch."""
+    return ["--data", image_folder, "--log-dir", log_dir, "--batch-size", 8, "--lr", 0.02, *more]
+
+
+def train(arguments: list[object], run_dir: Path, *faults: Callable[[], None]) -> Finished:
+    """Begin the run in `run_dir`, in a process of its own, and wait for its end."""
+    return run([*arguments, "--run-name", run_dir.name], run_dir, *faults)
+
+
+def resume(run_dir: Path, starts: int, *faults: Callable[[], None]) -> Finished:
+    """Resume the run in a process of its own; `starts` counts how often it was started before."""
+    return run(["--resume", run_dir], run_dir, Later(10 * starts), *faults)
+
+
+def run(arguments: list[object], run_dir: Path, *faults: Callable[[], None]) -> Finished:
+    """Run `main` to its end; what it prints is kept beside the log directory."""
+    output = run_dir.parent.with_name(f"{run_dir.parent.name}-{run_dir.name}.txt")
+    output.unlink(missing_ok=True)
+    return finish(start(arguments, output, *faults), output)
+
+
+class Later(NamedTuple):
+    """A clock that is ahead, for TensorBoard's writer.
+
+    Event files are named by the second and read in the order of their names. Two starts are always
+    seconds apart, but not when they are forked.
+    """
+
+    seconds: int
+
+    def __call__(self) -> None:
+        clock = types.SimpleNamespace(time=lambda: time.time() + self.seconds)
+        event_file_writer.time = clock
+
+
+def run_here(
+    words: list[str],
+    output: Path,
+    faults: Sequence[Callable[[], None]],
+    environment: Mapping[str, str],
+) -> None:
+    """In the new process: prepare the faults, then run the program."""
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(file, sys.stdout.fileno())
+    os.dup2(file, sys.stderr.fileno())
+    os.environ.update(environment)
+    torch.set_num_threads(1)  # OpenMP may hang in a fork when it wants more
+    train_cifar.ALL_THREADS = 1
+    for fault in faults:
+        arrange(fault) if isinstance(fault, Fault) else fault()
+    sys.exit(train_cifar.main(words))
+
+
+def arrange(fault: Fault) -> None:
+    """Put a function in the place of the one that the fault names."""
+    owner_name, _, name = fault.place.rpartition(".")
+    owner = resolve(owner_name)
+    original = getattr(owner, name)
+    calls = 0
+
+    @functools.wraps(original)
+    def faulty(*args: object, **kwargs: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == fault.call and not fault.after:
+            fault.do()
+        result = original(*args, **kwargs)
+        if calls == fault.call and fault.after:
+            fault.do()
+        return result
+
+    setattr(owner, name, faulty)
+
+
+def resolve(name: str) -> object:
+    """The module, class or object of a dotted name."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        return functools.reduce(getattr, parts[length:], found)
+    raise LookupError(name)

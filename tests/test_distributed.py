@@ -1,0 +1,241 @@
+"""Several processes train one net: the same result, one voice, and one end for all."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import read_scalars
+from forked import HANG, Fault, Finished, Later, finish, kill, start, terminate, train
+from test_faults import Vanished
+
+import train_cifar
+from arguments import UsageError
+from checkpoint import load_checkpoint
+from distributed import local_device
+
+if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+    pytest.skip("this PyTorch has no gloo", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def odd_folder(image_folder, tmp_path_factory) -> Path:
+    """119 training images: seven batches of 16 and one of 7, which two cannot share evenly."""
+    folder = tmp_path_factory.mktemp("odd") / "images"
+    shutil.copytree(image_folder, folder)
+    next((folder / "train").rglob("*.png")).unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words(odd_folder) -> list[object]:
+    """The settings of a run of 16 steps in two epochs."""
+    return ["--data", odd_folder, "--batch-size", 16, "--lr", 0.02, "--report-every", 32]
+
+
+def torchrun(
+    script: str | Path, words: Sequence[object], folder: Path
+) -> subprocess.CompletedProcess:
+    """Start two processes as a reader does."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    return subprocess.run(
+        [*command, script, *map(str, words)],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=HANG,
+    )
+
+
+def two(words: Sequence[object], output: Path, *faults: Sequence[Callable]) -> list[Finished]:
+    """Start two processes with the environment that torchrun gives them; one list of faults each.
+
+    What both say goes to the same place.
+    """
+    output.unlink(missing_ok=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(2):
+        environment = {
+            "TORCHELASTIC_RUN_ID": "test",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+        }
+        mine = faults[rank] if faults else []
+        processes.append(start(words, output, *mine, environment=environment))
+    return [finish(process, output) for process in processes]
+
+
+def statuses(finished: list[Finished]) -> list[int]:
+    return [one.status for one in finished]
+
+
+def complaints(output: Path) -> list[str]:
+    """What the program says about its failure, and no traceback of anything."""
+    said = output.read_text(encoding="utf-8")
+    assert "Traceback" not in said, said
+    return [line for line in said.splitlines() if line.startswith("train_cifar.py: ")]
+
+
+# ------------------------------------------------------------------------------------ the result
+
+
+@pytest.fixture(scope="module")
+def of_two(words, tmp_path_factory) -> Path:
+    """A run by torchrun's two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    done = torchrun(train_cifar.__file__, [*words, "--run-name", "run"], folder)
+    assert done.returncode == 0, done.stderr
+    for line in ("images  folder", "epoch 2/2  step      16  test loss", "finished in", "| sky"):
+        assert done.stdout.count(line) == 1, done.stdout
+    (run_dir,) = (folder / "runs").iterdir()
+    assert len(list(run_dir.glob("events.out.tfevents.*"))) == 1
+    return run_dir
+
+
+def test_two_processes_train_the_net_of_one(words, tmp_path, of_two):
+    """Within the noise of floats, the last batch of an epoch included."""
+    assert train([*words, "--log-dir", tmp_path], tmp_path / "run").status == 0
+    one, other = load_checkpoint(tmp_path / "run"), load_checkpoint(of_two)
+    for name, weights in one["net"].items():
+        np.testing.assert_allclose(other["net"][name], weights, rtol=1e-3, atol=1e-5, err_msg=name)
+    expected, scalars = read_scalars(tmp_path / "run"), read_scalars(of_two)
+    assert scalars.keys() == expected.keys()
+    for tag, points in expected.items():
+        steps, values = zip(*points, strict=True)
+        found_steps, found = zip(*scalars[tag], strict=True)
+        assert found_steps == steps, tag
+        if tag != "images per second":
+            np.testing.assert_allclose(found, values, rtol=1e-3, atol=1e-5, err_msg=tag)
+
+
+# -------------------------------------------------------------------------------------- one voice
+
+BAD = [
+    ["--lr", "fast"],
+    ["--batch-size", "17"],
+    ["--batch-size", "500"],
+    ["--data", "no/such/folder"],
+    ["--run-name", "is there"],
+    ["--resume", "no/such/run"],
+]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=" ".join)
+def test_bad_input_is_told_once(words, tmp_path, bad):
+    log_dir = tmp_path / "runs"
+    (log_dir / "is there").mkdir(parents=True)
+    line = bad if "--resume" in bad else [*words, "--log-dir", log_dir, *bad]
+    assert statuses(two(line, tmp_path / "output")) == [2, 2]
+    (error,) = complaints(tmp_path / "output")
+    assert error.startswith("train_cifar.py: error: ")
+    assert [path.name for path in log_dir.iterdir()] == ["is there"]
+
+
+def test_a_finished_run_is_told_once(tmp_path, of_two):
+    assert statuses(two(["--resume", of_two], tmp_path / "output")) == [0, 0]
+    assert (tmp_path / "output").read_text().count("is finished") == 1
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="2 processes on a machine with 1 GPU"):
+        local_device(torch.device("cuda"))
+    assert local_device(torch.device("cpu")) == torch.device("cpu")
+
+
+# ---------------------------------------------------------------------------------------- one end
+
+
+def test_a_loss_that_is_no_number_ends_all(words, tmp_path):
+    line = [*words, "--log-dir", tmp_path, "--run-name", "run", "--lr", 1e30]
+    assert statuses(two(line, tmp_path / "output")) == [1, 1]
+    (error,) = complaints(tmp_path / "output")
+    assert re.search("the loss became (nan|inf) at step 2: ", error)
+    assert load_checkpoint(tmp_path / "run")["progress"]["step"] == 0
+
+
+def test_a_signal_to_one_process_saves_and_ends_all(words, tmp_path, of_two):
+    """The other stops at the same batch; both go on from there."""
+    line = [*words, "--log-dir", tmp_path, "--run-name", "run"]
+    press = [Fault("train_cifar.to_layout", terminate, 3)]
+    assert statuses(two(line, tmp_path / "output", [], press)) == [143, 143]
+    assert complaints(tmp_path / "output") == []
+    command = f"python train_cifar.py --resume {tmp_path / 'run'}"
+    assert (tmp_path / "output").read_text().count(command) == 1
+    assert load_checkpoint(tmp_path / "run")["progress"]["step"] == 8
+    assert_goes_on(tmp_path / "run", of_two)
+
+
+def assert_goes_on(run_dir: Path, whole: Path) -> None:
+    """Resumed by two processes, the run ends with the weights of the one that was not stopped."""
+    output = run_dir.with_name("resumed")
+    assert statuses(two(["--resume", run_dir], output, [Later(10)], [])) == [0, 0]
+    assert complaints(output) == []
+    for name, weights in load_checkpoint(whole)["net"].items():
+        assert torch.equal(load_checkpoint(run_dir)["net"][name], weights), name
+
+
+DEATHS = {
+    "the first, reading images": (0, Fault("data.read_image", kill, 30)),
+    "the first, in an epoch": (0, Fault("train_cifar.to_layout", kill, 12)),
+    "the other, in an epoch": (1, Fault("train_cifar.to_layout", kill, 12)),
+    "the other, in an evaluation": (1, Fault("train_cifar.evaluate", kill, 2)),
+}
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_process_that_dies_ends_the_other(words, tmp_path, of_two, death):
+    dead, fault = DEATHS[death]
+    line = [*words, "--log-dir", tmp_path, "--run-name", "run"]
+    faults = [[fault], []] if dead == 0 else [[], [fault]]
+    found = statuses(two(line, tmp_path / "output", *faults))
+    assert found.pop(dead) == -signal.SIGKILL
+    assert found == [1]
+    (error,) = complaints(tmp_path / "output")
+    assert error == "train_cifar.py: stopped: another process of this run has ended"
+    if "epoch" in death:
+        assert_goes_on(tmp_path / "run", of_two)
+
+
+def test_a_disk_fault_of_the_first_ends_all(words, tmp_path):
+    run_dir = tmp_path / "run"
+    line = [*words, "--log-dir", tmp_path, "--run-name", "run"]
+    vanish = [Fault("train_cifar.save", Vanished(run_dir), 2)]
+    assert statuses(two(line, tmp_path / "output", vanish, [])) == [1, 1]
+    first, second = sorted(complaints(tmp_path / "output"))
+    assert "another process" in first and f"cannot write to {str(run_dir)!r}" in second
+
+
+def test_torchrun_ends_with_an_error_when_a_process_dies(words, tmp_path):
+    """It does not wait for the other, whose line it passes on."""
+    script = tmp_path / "dying.py"
+    script.write_text(
+        "import os, sys, forked, train_cifar\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    forked.arrange(forked.Fault('train_cifar.to_layout', forked.kill, 3))\n"
+        "sys.exit(train_cifar.main())\n"
+    )
+    done = torchrun(script, words, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("train_cifar.py: stopped: another process of this run has ended") == 1
+    assert "SIGKILL" in done.stderr  # torchrun's own report
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert load_checkpoint(run_dir)["progress"]["step"] == 2

@@ -1,0 +1,409 @@
+"""A run that was killed goes on as if nothing had happened; what is no run of ours is refused."""
+
+import pickle
+import random
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from conftest import CLASSES
+from forked import Fault, arrange, interrupt, kill, resume, settings, train
+from loaders import in_python_loader, in_rust_loader, open_run
+from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+import checkpoint
+import train_cifar
+from checkpoint import load_checkpoint, save_checkpoint
+from model import Net
+
+STEPS_PER_EPOCH = 15
+KILLS = 20
+
+
+# -------------------------------------------------------- a run, a kill, and what TensorBoard sees
+
+
+class KillAt(NamedTuple):
+    """SIGKILL at a step, after some more calls of Python functions: anywhere, but repeatable."""
+
+    step: int
+    calls: int
+
+    def __call__(self) -> None:
+        original = train_cifar.stop_wanted
+
+        def stop_wanted(run: train_cifar.Run, signals: list[int]) -> bool:
+            if run.progress.step >= self.step and sys.getprofile() is None:
+                sys.setprofile(self.countdown())
+            return original(run, signals)
+
+        train_cifar.stop_wanted = stop_wanted
+
+    def countdown(self):
+        left = self.calls
+
+        def count(*_: object) -> None:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                kill()
+
+        return count
+
+
+def assert_same_run(run_dir: Path, whole: Path) -> dict[str, list]:
+    """The weights are the same bit for bit, and the scalars, in both of TensorBoard's loaders.
+
+    Returns the scalars.
+    """
+    one, other = load_checkpoint(run_dir), load_checkpoint(whole)
+    assert one["progress"]["finished"]
+    for name, weights in other["net"].items():
+        assert torch.equal(one["net"][name], weights), name
+    expected = in_python_loader(open_run(whole))
+    assert expected.keys() >= {"training loss", "test loss", "test accuracy"}
+    assert in_python_loader(open_run(run_dir)) == expected
+    assert in_rust_loader(run_dir, expected) == expected
+    return expected
+
+
+# ------------------------------------------------------------------------------------------ kills
+
+
+def test_twenty_kills_at_random_moments_change_nothing(image_folder, tmp_path):
+    """SIGKILL at 20 random moments of a run of 45 steps, which is resumed each time.
+
+    One of TensorBoard's readers watches all the time, others come when all is over.
+    """
+    arguments = settings(image_folder, tmp_path, "--epochs", 3, "--report-every", 24)
+    chance = random.Random(0)
+    steps = sorted(chance.sample(range(1, 3 * STEPS_PER_EPOCH - 3), KILLS))
+    moments = [KillAt(step, int(10 ** chance.uniform(1, 5))) for step in steps]
+
+    run_dir = tmp_path / "killed"
+    for starts, moment in enumerate(moments):
+        if starts == 0:
+            finished = train(arguments, run_dir, moment)
+            watching = open_run(run_dir)
+        else:
+            finished = resume(run_dir, starts, moment)
+        assert finished.status == -signal.SIGKILL, finished.output
+        in_python_loader(watching)
+    assert resume(run_dir, KILLS).status == 0
+
+    whole = tmp_path / "whole"
+    assert train(arguments, whole).status == 0
+    assert in_python_loader(watching) == assert_same_run(run_dir, whole)
+
+
+def test_kills_with_onecycle_and_augmentation(image_folder, tmp_path):
+    """The schedule and the random flips and crops go on in the middle of an epoch too."""
+    arguments = settings(image_folder, tmp_path, "--schedule", "onecycle", "--augment")
+    arguments += ["--report-every", 32, "--views", "notes"]
+    run_dir, whole = tmp_path / "killed", tmp_path / "whole"
+    assert train(arguments, run_dir, KillAt(6, 200)).status == -signal.SIGKILL
+    for starts, step in enumerate([13, 21, 22, 27], start=1):
+        assert resume(run_dir, starts, KillAt(step, 200)).status == -signal.SIGKILL
+    assert load_checkpoint(run_dir)["progress"]["batch"] == 12
+    assert resume(run_dir, 5).status == 0
+    assert train(arguments, whole).status == 0
+    assert_same_run(run_dir, whole)
+
+
+def tear_an_event() -> None:
+    """Die when half of an event has reached the disk."""
+    original, left = LocalFileSystem.append, 30
+
+    def append(self, filename: bytes, content: bytes, binary_mode: bool = False) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            original(self, filename, content[: len(content) // 2], binary_mode)
+            kill()
+        original(self, filename, content, binary_mode)
+
+    LocalFileSystem.append = append
+
+
+def tear_a_checkpoint() -> None:
+    """Die when half of the second checkpoint has reached the disk."""
+    original, left = torch.save, 2
+
+    def save(state: dict, file) -> None:
+        nonlocal left
+        left -= 1
+        original(state, file)
+        if left == 0:
+            file.truncate(file.tell() // 2)
+            arrange(Fault("checkpoint.os.fsync", kill))
+
+    torch.save = save
+
+
+class KillBeforeSlowWriter(NamedTuple):
+    """Die when a checkpoint is in place and the writer has written nothing that it need not yet."""
+
+    checkpoint: int
+
+    def __call__(self) -> None:
+        write, flush = EventFileWriter.add_event, EventFileWriter.flush
+        waiting = []
+
+        def flush_all(self) -> None:
+            while waiting:
+                write(self, waiting.pop(0))
+            flush(self)
+
+        EventFileWriter.add_event = lambda self, event: waiting.append(event)
+        EventFileWriter.flush = flush_all
+        arrange(Fault("checkpoint.os.replace", kill, self.checkpoint, after=True))
+
+
+# A run of one epoch saves at its start and then at steps 5, 10, 15 and, finished, 15. With each
+# place goes the step of the checkpoint that a kill there leaves.
+PLACES = {
+    "in the middle of an event": (tear_an_event, 0),
+    "between events and checkpoint": (Fault("train_cifar.save", kill, 3), 5),
+    "in the middle of a checkpoint": (tear_a_checkpoint, 0),
+    "before the new checkpoint is in place": (Fault("checkpoint.os.replace", kill, 3), 5),
+    "after the new checkpoint is in place": (Fault("checkpoint.os.replace", kill, 3, True), 10),
+    "after a checkpoint, the writer being slow": (KillBeforeSlowWriter(3), 10),
+    "after that of an epoch, the writer being slow": (KillBeforeSlowWriter(4), 15),
+    "in an evaluation": (Fault("train_cifar.evaluate", kill), 10),
+    "between the views of an epoch and its checkpoint": (Fault("train_cifar.save", kill, 4), 10),
+    "after the last epoch": (Fault("train_cifar.finish", kill), 15),
+    "in the last views": (Fault("viz.add_projector", kill), 15),
+    "before the last checkpoint": (Fault("train_cifar.save", kill, 5), 15),
+}
+
+
+@pytest.fixture(scope="module")
+def log_dir(image_folder, tmp_path_factory) -> Path:
+    """Where the runs of `PLACES` are, and the same one without a kill."""
+    log_dir = tmp_path_factory.mktemp("kills")
+    assert train(one_epoch(image_folder, log_dir), log_dir / "whole").status == 0
+    return log_dir
+
+
+def one_epoch(image_folder: Path, log_dir: Path) -> list[object]:
+    return settings(image_folder, log_dir, "--report-every", 40, "--epochs", 1)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_kill_at_the_worst_places_changes_nothing(image_folder, log_dir, place):
+    fault, step = PLACES[place]
+    run_dir = log_dir / place
+    assert train(one_epoch(image_folder, log_dir), run_dir, fault).status == -signal.SIGKILL
+    assert load_checkpoint(run_dir)["progress"]["step"] == step  # whole: the old or the new one
+    assert resume(run_dir, 1, Fault("train_cifar.train", kill)).status == -signal.SIGKILL
+    assert resume(run_dir, 2).status == 0
+    assert_same_run(run_dir, log_dir / "whole")
+
+
+def test_a_run_goes_on_at_the_very_batch(image_folder, tmp_path, monkeypatch):
+    """Every batch of the run is trained on once, those before the stop and those after."""
+
+    def share_of_batch(images, labels, processes):
+        batches.append(images.clone())
+        return images, labels
+
+    def stop_wanted(run, signals):
+        return run.progress.step == stop_at
+
+    monkeypatch.setattr(train_cifar, "share_of_batch", share_of_batch)
+    monkeypatch.setattr(train_cifar, "stop_wanted", stop_wanted)
+    arguments = settings(image_folder, tmp_path, "--augment", "--views", "notes")
+    arguments = [str(argument) for argument in arguments]
+    batches, stop_at = [], None
+    assert train_cifar.main([*arguments, "--run-name", "whole"]) == 0
+    expected = batches
+
+    batches, stop_at = [], 22
+    train_cifar.main([*arguments, "--run-name", "stopped"])
+    assert len(batches) == 22
+    stop_at = None
+    assert train_cifar.main(["--resume", str(tmp_path / "stopped")]) == 0
+    assert len(batches) == len(expected) == 30
+    assert all(map(torch.equal, batches, expected))
+
+
+# --------------------------------------------------------------------------------------- refusals
+
+
+@pytest.fixture(scope="module")
+def stopped_run(image_folder, tmp_path_factory) -> Path:
+    """A run that Ctrl-C stopped at step 7, in the middle of its first epoch."""
+    run_dir = tmp_path_factory.mktemp("stopped") / "run"
+    arguments = settings(image_folder, run_dir.parent, "--schedule", "onecycle")
+    arguments += ["--views", "notes"]
+    finished = train(arguments, run_dir, Fault("train_cifar.stop_wanted", interrupt, 7))
+    assert finished.status == 128 + signal.SIGINT
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(stopped_run, tmp_path) -> Path:
+    """A copy of it that a test may spoil."""
+    return Path(shutil.copytree(stopped_run, tmp_path / "run"))
+
+
+def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    """Every file of a folder, with the time of its last change."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def refuse(run_dir: Path, capsys) -> str:
+    """Resume what cannot be resumed; returns the one line that says so."""
+    before = contents(run_dir)
+    assert train_cifar.main(["--resume", str(run_dir)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train_cifar.py: error: ") and str(run_dir) in line
+    assert contents(run_dir) == before
+    return line
+
+
+def test_a_finished_run_has_nothing_left_to_do(tiny_run, capsys):
+    before = contents(tiny_run)
+    assert train_cifar.main(["--resume", str(tiny_run)]) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert contents(tiny_run) == before
+
+
+def test_a_run_goes_on_from_another_directory_and_under_another_name(
+    run_dir, tmp_path, monkeypatch
+):
+    moved = tmp_path / "elsewhere" / "renamed"
+    moved.parent.mkdir()
+    run_dir.rename(moved)
+    monkeypatch.chdir(moved.parent)
+    assert train_cifar.main(["--resume", "renamed"]) == 0
+    assert load_checkpoint(moved)["progress"]["finished"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["elsewhere"]
+
+
+@pytest.mark.parametrize("change", ["an image less", "another class", "another picture"])
+def test_other_images_are_refused(image_folder, tmp_path, capsys, change):
+    folder = Path(shutil.copytree(image_folder, tmp_path / "images"))
+    run_dir = tmp_path / "run"
+    arguments = settings(folder, tmp_path, "--views", "notes")
+    train(arguments, run_dir, Fault("train_cifar.stop_wanted", interrupt, 2))
+    changed = folder / "train" / CLASSES[0] / "00.png"
+    if change == "an image less":
+        changed.unlink()
+    elif change == "another picture":
+        shutil.copy(folder / "train" / CLASSES[1] / "00.png", changed)
+    else:
+        for part in ("train", "test"):
+            (folder / part / CLASSES[0]).rename(folder / part / "a leaf")
+    assert "other images" in refuse(run_dir, capsys)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, 0.5, 0.99, -1])
+def test_a_truncated_checkpoint_is_refused(run_dir, capsys, size):
+    path = run_dir / checkpoint.NAME
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(size * len(whole)) if isinstance(size, float) else size])
+    assert "cannot be read" in refuse(run_dir, capsys)
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_refused(run_dir, capsys):
+    """It would change the weights and nobody would know; most bits are in the weights."""
+    path = run_dir / checkpoint.NAME
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert "checksum" in refuse(run_dir, capsys)
+
+
+def test_a_checkpoint_of_another_net_is_refused(run_dir, capsys):
+    state = load_checkpoint(run_dir)
+    save_checkpoint(run_dir, state | {"net": Net(7).state_dict()})
+    assert "another net" in refuse(run_dir, capsys)
+
+
+@pytest.mark.parametrize("content", [{}, {"state_dict": {}}, [1, 2], "text", None, torch.zeros(3)])
+def test_what_another_program_saved_is_refused(run_dir, capsys, content):
+    torch.save(content, run_dir / checkpoint.NAME)
+    assert "not a checkpoint of this program" in refuse(run_dir, capsys)
+
+
+@pytest.mark.parametrize("name", ["no/such/run", "", "x" * 5000, "file"])
+def test_a_directory_without_a_checkpoint_is_refused(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("no directory")
+    assert train_cifar.main(["--resume", name]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no checkpoint.pt" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+class Malicious:
+    """Unpickled without care, it makes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("way", ["torch.save", "pickle"])
+def test_code_in_a_checkpoint_is_not_run(run_dir, tmp_path, capsys, way):
+    trap = tmp_path / "trap"
+    state = load_checkpoint(run_dir) | {"settings": Malicious(trap)}
+    path = run_dir / checkpoint.NAME
+    if way == "torch.save":
+        torch.save(state, path)
+    else:
+        path.write_bytes(pickle.dumps(Malicious(trap)))
+    assert "cannot be read" in refuse(run_dir, capsys)
+    assert not trap.exists()
+    torch.load(path, weights_only=False) if way == "torch.save" else pickle.loads(path.read_bytes())
+    assert trap.exists()  # it would have been
+
+
+STRANGE = [None, "text", -1, 0.5, [], {}, {"a": {1: [None]}}, torch.tensor([torch.nan])]
+
+
+def spoiled(state: dict):
+    """Copies of a state in each of which one value has become a strange one, or is missing."""
+    for key, value in state.items():
+        without = {other: state[other] for other in state if other != key}
+        yield f"{key} missing", without
+        for strange in STRANGE:
+            yield f"{key} = {strange}", state | {key: strange}
+        if key in ("settings", "net", "progress"):
+            for what, inner in spoiled(value):
+                yield f"{key}: {what}", state | {key: inner}
+
+
+def test_strange_content_of_a_checkpoint_never_gives_a_traceback(
+    run_dir, image_folder, monkeypatch, capsys
+):
+    """It is refused, or it is something that a run can go on with."""
+    parts = train_cifar.read_source(str(image_folder), Path(), ())
+    monkeypatch.setattr(train_cifar, "read_source", lambda *_: parts)
+    monkeypatch.setattr(train_cifar, "evaluate", lambda *_: pytest.fail("two batches are enough"))
+    monkeypatch.setattr(train_cifar, "stop_wanted", lambda run, _: run.progress.batch % 8 == 1)
+    refused = []
+    for what, state in spoiled(load_checkpoint(run_dir)):
+        torch.save(state, run_dir / checkpoint.NAME)
+        try:
+            status = train_cifar.main(["--resume", str(run_dir)])
+        except SystemExit as exit:  # of the parser
+            status = exit.code
+        except Exception as error:
+            raise AssertionError(f"{what} gives {error!r}") from error
+        errors = capsys.readouterr().err.splitlines()
+        assert status in (0, 1, 2, 143), what
+        assert not errors if status in (0, 143) else errors[-1].startswith("train_cifar.py: "), what
+        refused += [what] * (status == 2)
+    for name in [*checkpoint.PARTS, "settings: lr", "progress: step", "net: fc3.bias"]:
+        assert {f"{name} missing", f"{name} = None", f"{name} = text"} <= set(refused)
+    assert "progress: window = -1" in refused

@@ -23,6 +23,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, with errors of one line instead of the whole usage."""
 
     def error(self, message: str) -> None:
+        message = " ".join(message.split())  # it quotes what was typed, line breaks too
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 

@@ -3,8 +3,9 @@
     python train_cifar.py
     tensorboard --logdir runs
 
-The file reads top to bottom: what a run is made of, what TensorBoard is shown and when, the
-training loop, and `main`, which wires them.
+The file reads top to bottom: optimiser and evaluation, what TensorBoard is shown and when, the
+training loop, and `main`, which wires them. How a picture is drawn is in viz.py, where images come
+from in data.py, and what a run keeps on disk in run.py.
 """
 
 import argparse
@@ -12,24 +13,18 @@ import contextlib
 import io
 import math
 import os
-import platform
-import shlex
 import signal
-import subprocess
 import sys
 import threading
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
@@ -37,8 +32,9 @@ from tqdm import tqdm
 
 import viz
 from arguments import UsageError, parse_args
-from checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from data import Data, DataError, make_loaders, read_source
+from checkpoint import CheckpointError, load_checkpoint
+from data import DataError, make_loaders, read_source
+from device import choose_device, prepare_net, to_layout, tune_cpu
 from distributed import (
     Processes,
     is_first,
@@ -51,92 +47,29 @@ from distributed import (
     total,
 )
 from model import Net
+from run import (
+    SHAPES_NOTE,
+    Progress,
+    Run,
+    cannot_write,
+    check_log_dir,
+    hyperparameters,
+    make_run_dir,
+    read_settings,
+    restore,
+    save,
+    settings_table,
+)
+from terminal import Stopped, caught_signals, fail, quote, report_thread_error, say
 
-ALL_THREADS = torch.get_num_threads()
-SMALL_BATCH = 8  # images; up to here one CPU thread is faster than several
 BAR_EVERY = 50  # batches between two updates of the progress bar
-SHAPES_NOTE = "NOTE: these images are the built-in SHAPES, not CIFAR-10: its figures do not apply."
 
 
 class TrainingError(RuntimeError):
     """A run that cannot go on; the message says where it stopped and the likely cause."""
 
 
-class Stopped(Exception):
-    """A signal has ended the training; the run is saved."""
-
-    def __init__(self, signals: list[int]):
-        # Without a signal here, another of several processes got one.
-        self.signum = signals[0] if signals else signal.SIGTERM
-        super().__init__(signal.Signals(self.signum).name)
-
-
-# ------------------------------------------------------------------------- what a run is made of
-
-
-@dataclass
-class Progress:
-    """How far a run has come; a checkpoint holds it, and `--resume` goes on from it."""
-
-    epoch: int = 0  # epochs done
-    batch: int = 0  # batches done in the epoch under way
-    step: int = 0  # batches done in all: the x axis in TensorBoard
-    window: int = 0  # batches since the last report
-    images: int = 0  # since the last report
-    seconds: float = 0.0  # of training since the last report, views not counted
-    finished: bool = False
-
-
-@dataclass
-class Run:
-    """What the parts of a run have in common."""
-
-    args: argparse.Namespace
-    run_dir: Path
-    device: torch.device
-    processes: Processes
-    data: Data
-    data_checksum: int
-    net: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler | None
-    shuffle_state: torch.Tensor  # of the loader's generator, at the start of the epoch
-    progress: Progress
-    losses: torch.Tensor  # of each batch since the last report; in one tensor, which stays
-    view_seconds: float = 0.0  # spent on drawing and writing views
-
-
-def choose_device(name: str) -> torch.device:
-    """Turn `--device` into a device; raises UsageError if this machine has no such device."""
-    found = ["cpu"]
-    if torch.backends.mps.is_available():
-        found.insert(0, "mps")
-    if torch.cuda.is_available():
-        found.insert(0, "cuda")
-        found += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    if name == "auto":
-        name = found[0]
-    if name not in found:
-        raise UsageError(f"--device {name!r}: this machine has {', '.join(found)} (or say auto)")
-    return torch.device(name)
-
-
-def tune_cpu(batch_size: int) -> None:
-    """Set PyTorch's CPU threads and kernels to suit the batch size (measured: benchmarks/).
-
-    A layer of this net is done with four images in less time than threads need to meet and oneDNN
-    needs to rearrange memory; with larger batches both pay.
-    """
-    small = batch_size <= SMALL_BATCH
-    torch.set_num_threads(1 if small else ALL_THREADS)
-    torch.backends.mkldnn.set_flags(not small)
-
-
-def to_layout(images: torch.Tensor) -> torch.Tensor:
-    """Give large batches (B, 3, H, W) the memory layout that convolutions are fastest with."""
-    if len(images) <= SMALL_BATCH:
-        return images
-    return images.contiguous(memory_format=torch.channels_last)
+# --------------------------------------------------------------------- optimiser and evaluation
 
 
 def make_optimizer(net: nn.Module, args: argparse.Namespace, steps_per_epoch: int):
@@ -157,43 +90,6 @@ def make_optimizer(net: nn.Module, args: argparse.Namespace, steps_per_epoch: in
 def report_batches(args: argparse.Namespace, steps_per_epoch: int) -> int:
     """How many batches a report is about; there is one at the end of each epoch anyway."""
     return min(max(1, round(args.report_every / args.batch_size)), steps_per_epoch)
-
-
-def make_run_dir(log_dir: str, run_name: str | None, suffix: str) -> Path:
-    """Make a new folder for the run, named by `run_name` or else by the time, and the suffix.
-
-    Raises UsageError if it cannot be written or if a run of that name is there.
-    """
-    name = (run_name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")) + suffix
-    path = Path(log_dir) / name
-    for attempt in range(2, 1000):
-        try:
-            path.mkdir(parents=True)
-            return path
-        except FileExistsError:
-            if run_name or not path.is_dir():
-                raise UsageError(
-                    f"{str(path)!r} is there already: choose another --run-name, or go on with "
-                    f"that run by --resume"
-                ) from None
-            path = path.with_name(f"{name}_{attempt}")  # two runs begun in the same second
-        except OSError as error:
-            raise UsageError(cannot_write(path, error)) from error
-    raise UsageError(f"{log_dir!r} holds too many runs of this second")
-
-
-def check_log_dir(log_dir: str) -> None:
-    """Raise UsageError, before any work, if no folder can be made in `log_dir`."""
-    path = Path(log_dir).absolute()
-    while not os.path.lexists(path):  # unlike Path.exists, it never raises
-        path = path.parent
-    if not os.path.isdir(path) or not os.access(path, os.W_OK):
-        raise UsageError(f"--log-dir {log_dir!r}: {str(path)!r} is no folder that can be written")
-
-
-def cannot_write(path: str | Path, error: OSError) -> str:
-    """Say in one line that a folder does not take our files, and why."""
-    return f"cannot write to {str(path)!r} ({error.strerror or error})"
 
 
 class Evaluation(NamedTuple):
@@ -291,40 +187,6 @@ def worst_mistakes(test: Evaluation, count: int) -> list[int]:
     return wrong[true_probs[wrong].argsort()][:count].tolist()
 
 
-def hyperparameters(run: Run) -> dict[str, str | bool | int | float]:
-    """What distinguishes one run from another, for the HPARAMS table."""
-    args = run.args
-    return {
-        "epochs": args.epochs,
-        "batch size": args.batch_size,
-        "lr": args.lr,
-        "momentum": args.momentum,
-        "schedule": args.schedule,
-        "augment": "on" if args.augment else "off",
-        "seed": args.seed,
-        "images": run.data.source,
-        "device": run.device.type,
-    }
-
-
-def settings_table(run: Run) -> list[tuple[str, str]]:
-    """Rows for the TEXT tab: what this run is, and how to go on with it or do it again."""
-    train_set, test_set = run.data.train_loader.dataset, run.data.test_loader.dataset
-    rows = [("setting", "value")]
-    rows += [(name, str(value)) for name, value in hyperparameters(run).items()]
-    rows += [
-        ("training / test images", f"{len(train_set):,} / {len(test_set):,}"),
-        ("classes", ", ".join(run.data.classes)),
-        ("PyTorch", f"{torch.__version__}, torchvision {torchvision.__version__}"),
-        ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
-        ("command", f"`python {' '.join(map(quote, sys.argv))}`"),
-        ("resume", f"`python train_cifar.py --resume {quote(run.run_dir)}`"),
-    ]
-    if run.data.source == "shapes":
-        rows.insert(1, ("NOTE", SHAPES_NOTE))
-    return rows
-
-
 # ------------------------------------------------------------------------------------- training
 
 
@@ -337,7 +199,8 @@ def train(run: Run, writer: SummaryWriter | None, signals: list[int]) -> Evaluat
     args, progress, optimizer = run.args, run.progress, run.optimizer
     loader = run.data.train_loader
     criterion = nn.CrossEntropyLoss()
-    net = prepare_net(run)
+    any_images = torch.zeros(args.batch_size, 3, 32, 32, device=run.device)
+    net = prepare_net(run.net, any_images, run.processes.count)
     test = None
 
     while progress.epoch < args.epochs:
@@ -392,27 +255,6 @@ def train(run: Run, writer: SummaryWriter | None, signals: list[int]) -> Evaluat
         if stop_wanted(run, signals):
             raise Stopped(signals)
     return test or evaluate(run.net, run.data.test_loader, run.processes)
-
-
-def prepare_net(run: Run) -> nn.Module:
-    """Return what computes the logits in training, from the weights of `run.net`.
-
-    That is the net itself on one CPU. Several processes average their gradients. On CUDA a net as
-    small as this one waits for Python at every kernel, so its kernels, forward and backward, are
-    recorded once and replayed at every step.
-    """
-    if run.processes.count > 1:
-        return nn.parallel.DistributedDataParallel(run.net)
-    if run.device.type != "cuda":
-        return run.net
-    batch = to_layout(run.data.train_loader.dataset.__getitems__([0] * run.args.batch_size)[0])
-    recorded = torch.cuda.make_graphed_callables(nn.Sequential(run.net), (batch,))
-
-    def forward(images: torch.Tensor) -> torch.Tensor:
-        # A recording knows one batch size: the last batch of an epoch may be smaller.
-        return recorded(images) if images.shape == batch.shape else run.net(images)
-
-    return forward
 
 
 def stop_wanted(run: Run, signals: list[int]) -> bool:
@@ -474,94 +316,6 @@ def diverged(what: str, step: int) -> TrainingError:
     )
 
 
-def save(run: Run) -> None:
-    """Write the checkpoint that `--resume` goes on from; the process of rank 0 does it for all."""
-    if run.processes.rank > 0:
-        return
-    progress = run.progress
-    scheduler = run.scheduler.state_dict() if run.scheduler else None
-    save_checkpoint(
-        run.run_dir,
-        {
-            "settings": vars(run.args),
-            "classes": run.data.classes,
-            "data_checksum": run.data_checksum,
-            "net": run.net.state_dict(),
-            "optimizer": run.optimizer.state_dict(),
-            "scheduler": scheduler,
-            "shuffle_state": run.shuffle_state,
-            "random_state": torch.get_rng_state(),
-            "progress": vars(progress),
-            "losses": run.losses[: progress.window].clone(),
-        },
-    )
-
-
-def restore(run: Run, state: dict) -> None:
-    """Put the run into the state that `save` wrote; raises CheckpointError if it does not fit."""
-    if state["classes"] != run.data.classes or state["data_checksum"] != run.data_checksum:
-        raise CheckpointError(
-            f"{str(run.run_dir)!r} was trained on other images than {run.args.data!r} holds now: "
-            "bring those back, or start a new run"
-        )
-    try:
-        run.net.load_state_dict(state["net"])
-        run.optimizer.load_state_dict(state["optimizer"])
-        if run.scheduler:
-            run.scheduler.load_state_dict(state["scheduler"])
-        run.data.train_loader.generator.set_state(state["shuffle_state"])
-        torch.set_rng_state(state["random_state"])
-        run.progress = read_progress(run, state["progress"])
-        run.losses[: run.progress.window] = state["losses"].to(run.device)
-    except Exception as error:  # strange content is refused in as many ways as there are parts
-        raise CheckpointError(
-            f"the checkpoint in {str(run.run_dir)!r} is of another net than model.py's, or its "
-            "content is damaged: start a new run"
-        ) from error
-    run.shuffle_state = state["shuffle_state"]
-
-
-def read_progress(run: Run, state: dict) -> Progress:
-    """Turn what `save` made of the progress into it again; raises an error of some kind if not."""
-    progress = Progress(**state)
-    for name, default in vars(Progress()).items():
-        if type(state[name]) is not type(default):
-            raise TypeError(f"{name} is {state[name]!r}")
-    epoch_steps = len(run.data.train_loader)
-    if progress.step != progress.epoch * epoch_steps + progress.batch or not (
-        0 <= progress.batch < epoch_steps
-        and progress.epoch >= 0
-        and 0 <= progress.window < len(run.losses)
-    ):
-        raise ValueError(f"{progress} is none of this run")
-    return progress
-
-
-def read_settings(state: dict, run_dir: str) -> argparse.Namespace:
-    """Return the settings of the run in `run_dir`, checked like those of a command line.
-
-    Raises CheckpointError if they are not the settings of this program.
-    """
-    settings = state["settings"] | {"resume": None}
-    words = []
-    for name, value in settings.items():
-        flag = f"--{name}".replace("_", "-")
-        if isinstance(value, list):
-            words += [f"{flag}={item}" for item in value]
-        elif value is True:
-            words.append(flag)
-        elif value not in (None, False):
-            words.append(f"{flag}={value}")
-    args = parse_args(words)
-    if vars(args) != settings:
-        raise CheckpointError(
-            f"the checkpoint in {run_dir!r} has other settings than this version of the program: "
-            "start a new run"
-        )
-    args.resume = run_dir
-    return args
-
-
 # ----------------------------------------------------------------------------------------- main
 
 
@@ -596,22 +350,6 @@ def main(argv: list[str] | None = None) -> int:
         # Whoever is left says it: it may be the first that has ended.
         print("train_cifar.py: stopped: another process of this run has ended", file=sys.stderr)
         return 1
-
-
-def fail(status: int, message: str) -> int:
-    """Print one line on stderr, whatever the number of processes, and return the exit status."""
-    if is_first():
-        print(f"train_cifar.py: {message}", file=sys.stderr)
-    return status
-
-
-def report_thread_error(error: threading.ExceptHookArgs) -> None:
-    """Print the traceback of a thread, but none of a full disk or the like.
-
-    TensorBoard's writer hands the OSError of its thread on to ours, where it gets one line.
-    """
-    if not issubclass(error.exc_type, OSError):
-        threading.__excepthook__(error)
 
 
 def prepare(args: argparse.Namespace, state: dict | None) -> Run:
@@ -742,25 +480,6 @@ def say_if_shapes(run: Run) -> None:
 
 
 @contextlib.contextmanager
-def caught_signals() -> Iterator[list[int]]:
-    """Collect the first Ctrl-C or SIGTERM instead of dying of it; a second one ends at once."""
-    caught: list[int] = []
-    signums = signal.SIGINT, signal.SIGTERM
-
-    def note(signum: int, frame: object) -> None:
-        caught.append(signum)
-        for signum in signums:
-            signal.signal(signum, signal.SIG_DFL)
-
-    before = {signum: signal.signal(signum, note) for signum in signums}
-    try:
-        yield caught
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-@contextlib.contextmanager
 def timed(run: Run) -> Iterator[None]:
     """Count the time of the block as time for views."""
     begun = time.perf_counter()
@@ -780,21 +499,9 @@ def progress_bar(run: Run) -> tqdm:
     )
 
 
-def say(text: str) -> None:
-    """Print a line without tearing the progress bar; a file or pipe gets it at once."""
-    tqdm.write(text)
-    sys.stdout.flush()
-
-
 def where(run: Run) -> str:
     """Where in the run a line of output belongs."""
     return f"epoch {run.progress.epoch + 1}/{run.args.epochs}  step {run.progress.step:>7,}"
-
-
-def quote(path: str | Path) -> str:
-    """Quote a path for the shell of this system."""
-    text = str(path)
-    return subprocess.list2cmdline([text]) if os.name == "nt" else shlex.quote(text)
 
 
 if __name__ == "__main__":

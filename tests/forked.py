@@ -22,6 +22,7 @@ import pytest
 import torch
 from tensorboard.summary.writer import event_file_writer
 
+import device
 import train_cifar
 
 if "forkserver" not in multiprocessing.get_all_start_methods():
@@ -139,7 +140,7 @@ def run_here(
     os.dup2(file, sys.stderr.fileno())
     os.environ.update(environment)
     torch.set_num_threads(1)  # OpenMP may hang in a fork when it wants more
-    train_cifar.ALL_THREADS = 1
+    device.ALL_THREADS = 1
     for fault in faults:
         arrange(fault) if isinstance(fault, Fault) else fault()
     sys.exit(train_cifar.main(words))

@@ -108,6 +108,7 @@ from hypothesis import strategies as st
 from loaders import in_python_loader, open_run
 
 import data
+import run
 import train_cifar
 from checkpoint import load_checkpoint
 
@@ -393,12 +394,12 @@ def test_extreme_settings(image_folder, tmp_path, capsys, lr, status, schedule):
 def same_second() -> None:
     """Stop the clock that names the runs."""
 
-    class Clock(train_cifar.datetime):
+    class Clock(run.datetime):
         @classmethod
         def now(cls):
             return cls(2026, 1, 2, 3, 4, 5)
 
-    train_cifar.datetime = Clock
+    run.datetime = Clock
 
 
 def test_two_runs_begun_in_the_same_second_do_not_mix(image_folder, tmp_path):

@@ -11,6 +11,7 @@ import torch
 from conftest import CLASSES, TEST_IMAGES, read_events, read_scalars, run_tiny
 
 import data
+import run
 import train_cifar
 from arguments import parse_args
 from checkpoint import load_checkpoint
@@ -157,13 +158,13 @@ def test_augmented_runs_repeat_too(image_folder, tmp_path, tiny_run):
 
 
 def test_two_runs_of_the_same_second_get_two_directories(tmp_path, monkeypatch):
-    class Clock(train_cifar.datetime):
+    class Clock(run.datetime):
         @classmethod
         def now(cls):
             return cls(2026, 1, 2, 3, 4, 5)
 
-    monkeypatch.setattr(train_cifar, "datetime", Clock)
-    names = [train_cifar.make_run_dir(str(tmp_path), None, "").name for _ in range(3)]
+    monkeypatch.setattr(run, "datetime", Clock)
+    names = [run.make_run_dir(str(tmp_path), None, "").name for _ in range(3)]
     assert names == ["2026-01-02_03-04-05", "2026-01-02_03-04-05_2", "2026-01-02_03-04-05_3"]
 
 

@@ -22,7 +22,8 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 IMPATIENT = ["--batch-size", "64", "--lr", "0.05", "--schedule", "onecycle"]
-THOROUGH = [*IMPATIENT, "--augment", "--epochs", "12"]
+THOROUGH = ["--batch-size", "64", "--lr", "0.02", "--schedule", "onecycle"]
+THOROUGH += ["--augment", "--epochs", "16"]
 WAYS = {  # name: settings of train_cifar.py; the notes' way has its own loop
     "notes": [],
     "ours": [],

@@ -12,11 +12,12 @@ import contextlib
 import html
 import io
 import json
-import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -37,20 +38,10 @@ except ModuleNotFoundError:
 WIDTH = 1200  # pixels of a picture
 MAX_BYTES = 300_000
 SHARPNESS = 2  # device pixels for each of the page's, so that text stays sharp when scaled to WIDTH
+MARGIN = 8  # of the page's pixels around what is pictured
 TIMEOUT = 60  # seconds, for whatever has to appear
 LAST_TAG = "per class/text_summary"  # what a run shows last: once it is there, everything is
-
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM_OPTIONS = [
-    "--no-sandbox",  # containers run as root
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--use-gl=angle",  # the projector needs WebGL, also where there is no graphics card
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-]
 
 # Each add_... method of SummaryWriter: the dashboard it fills, and what it is for.
 WRITER_METHODS = {
@@ -119,16 +110,11 @@ def read_url(output: Iterable[str]) -> str:
     raise CaptureError(f"TensorBoard did not start: {lines[-1] if lines else 'it said nothing'}")
 
 
-def event_files(logdir: Path) -> list[Path]:
-    """The event files of all runs below a folder."""
-    return sorted(logdir.rglob("events.out.tfevents.*"))
-
-
 def finished_runs(logdir: Path) -> set[str]:
     """The runs below a folder, as TensorBoard names them, that have shown everything."""
     return {
         path.parent.relative_to(logdir).as_posix()
-        for path in event_files(logdir)
+        for path in logdir.rglob("events.out.tfevents.*")
         if LAST_TAG.encode() in path.read_bytes()
     }
 
@@ -152,25 +138,23 @@ def wait_until_loaded(url: str, runs: set[str]) -> None:
 def open_browser() -> Iterator[Browser]:
     """Run Chromium without a window."""
     expect.set_options(timeout=TIMEOUT * 1000)
+    # Drawn by the processor, a page gives the same pixels each time; the projector needs WebGL all
+    # the same.
+    options = ["--disable-gpu", "--enable-unsafe-swiftshader"]
     with sync_playwright() as playwright:
         chromium = find_chromium(playwright.chromium.executable_path)
-        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_OPTIONS)
-        yield browser
-        browser.close()
+        with playwright.chromium.launch(executable_path=chromium, args=options) as browser:
+            yield browser
 
 
 def find_chromium(playwrights_own: str) -> str:
     """Return the path of Chromium; raises CaptureError where there is none."""
-    if chosen := os.environ.get("CHROMIUM"):
-        if found := shutil.which(chosen):
-            return found
-        raise CaptureError(f"CHROMIUM is set to {chosen!r}, which is no program")
     for name in (*CHROMIUM_NAMES, playwrights_own):
         if found := shutil.which(name):
             return found
     raise CaptureError(
         "Chromium not found: install it (Debian, Ubuntu: apt-get install chromium; elsewhere: "
-        "playwright install chromium), or set CHROMIUM to its path"
+        "playwright install chromium)"
     )
 
 
@@ -181,7 +165,7 @@ def new_page(browser: Browser) -> Page:
     return page
 
 
-# ---------------------------------------------- the dashboards: (page, url) -> what to picture of it
+# --------------------------------------------- the dashboards: (page, url) -> what to picture of it
 
 
 def open_dashboard(
@@ -193,11 +177,20 @@ def open_dashboard(
     """
     page.set_viewport_size({"width": width, "height": height})
     page.goto(f"{url}#{name}" + "".join(f"&{key}={quote(state[key])}" for key in state))
+    page.add_style_tag(content="app-header { visibility: hidden }")  # not at the edge of a picture
 
 
-def wait_for_curves(card: Locator) -> None:
-    """Wait until at least one line with two points or more is drawn in a chart."""
-    expect(card.locator("path.line").first).to_have_attribute("d", re.compile("M.*L"))
+def first_cards(page: Page, kind: str, count: int) -> Locator:
+    """The cards in the first pane, once there are as many as there should be."""
+    cards = page.locator("tf-category-paginated-view").first.locator(kind)
+    expect(cards).to_have_count(count)
+    return cards
+
+
+def wait_for_shapes(cards: Locator, shape: str) -> None:
+    """Wait until each card shows the shape: an SVG path through two points or more."""
+    for card in cards.all():
+        expect(card.locator(shape).first).to_have_attribute("d", re.compile("M.*L"))
 
 
 def show_outliers(page: Page) -> None:
@@ -208,79 +201,60 @@ def show_outliers(page: Page) -> None:
 def scalars(page: Page, url: str) -> Locator:
     """Training loss, test loss and test accuracy."""
     tags = "training loss|test loss|test accuracy"
-    open_dashboard(page, url, "scalars", 1395, tagFilter=tags, _smoothingWeight="0")
-    pane = page.locator("tf-category-paginated-view").first
-    expect(pane.locator("tf-scalar-card")).to_have_count(3)
+    open_dashboard(page, url, "scalars", 1460, tagFilter=tags, _smoothingWeight="0")
+    cards = first_cards(page, "tf-scalar-card", 3)
     show_outliers(page)
-    for card in pane.locator("tf-scalar-card").all():
-        wait_for_curves(card)
-    return pane
+    wait_for_shapes(cards, "path.line")
+    return cards
 
 
 def custom_scalars(page: Page, url: str) -> Locator:
     """Both charts of the layout, each with its legend."""
-    open_dashboard(page, url, "custom_scalars", 1060, _smoothingWeight="0")
-    panes = page.locator("tf-category-paginated-view")
-    expect(panes).to_have_count(2)
+    open_dashboard(page, url, "custom_scalars", 700, 2000, _smoothingWeight="0")
+    cards = page.locator("tf-custom-scalar-multi-line-chart-card")
+    expect(cards).to_have_count(2)
     show_outliers(page)
-    for pane in panes.all():
-        wait_for_curves(pane)
-        pane.get_by_text("Matches").click()
-    return panes
+    wait_for_shapes(cards, "path.line")
+    for card in cards.all():
+        card.locator(".toggle-matches-button").click()
+        card.locator(".match-list-entry").first.wait_for()
+    return page.locator("tf-category-paginated-view")
 
 
 def images(page: Page, url: str, tags: str, count: int = 1) -> Locator:
     """The cards of the images whose tags match, each in its own size."""
     open_dashboard(page, url, "images", 1700, tagFilter=f"^({tags})$")
-    cards = page.locator("tf-category-paginated-view").first.locator("tf-image-loader")
-    expect(cards).to_have_count(count)
+    cards = first_cards(page, "tf-image-loader", count)
     page.get_by_text("Show actual image size").click()
     for card in cards.all():
         picture = card.locator("img")
         picture.wait_for()  # it is shown once it is loaded
         expect(picture).to_have_js_property("complete", True)
         expect(picture).not_to_have_js_property("naturalWidth", 0)
+        card.evaluate("card => card.style.overflow = 'visible'")  # it would cut the run's name
     return cards
-
-
-def training_images(page: Page, url: str) -> Locator:
-    """The grid of training images."""
-    return images(page, url, "training images")
-
-
-def predictions(page: Page, url: str) -> Locator:
-    """Predictions vs. actuals of the last report, below the slider over all reports."""
-    return images(page, url, "predictions vs. actuals")
-
-
-def confusion_matrix(page: Page, url: str) -> Locator:
-    """The confusion matrix of the last epoch."""
-    return images(page, url, "confusion matrix")
-
-
-def mistakes(page: Page, url: str) -> Locator:
-    """The worst mistakes of the last epoch."""
-    return images(page, url, "worst mistakes")
-
-
-def filters(page: Page, url: str) -> Locator:
-    """The filters of conv1, and what they answer to an image."""
-    return images(page, url, "filters|feature maps", count=2)
 
 
 def graph(page: Page, url: str) -> Locator:
     """The graph, with the layers inside Net."""
-    open_dashboard(page, url, "graphs", 1400, 1100)
+    open_dashboard(page, url, "graphs", 1400, 1700)
     scene = page.locator("tf-graph-scene")
     scene.locator('g.node[data-name="Net"]').dblclick()
     scene.locator('g.node[data-name="Net"].expanded').wait_for()
+    scene.locator("#svg").click(position={"x": 5, "y": 5})  # ends the selection of Net
+    expect(scene.locator("g.node.selected")).to_have_count(0)
     page.locator("tf-graph-controls").get_by_text("Fit to screen").click()
+    fitted = re.compile(r"scale\(1\.8\)$")  # TensorBoard's largest, which the window has room for
+    expect(scene.locator("#root")).to_have_attribute("transform", fitted)
+    # It cuts "Conv2d[conv1]", of which the tooltip has all; squeezed a little it fits its box.
+    scene.locator("text", has_text="…").evaluate_all(
+        """labels => labels.forEach(label => {
+            label.textContent = label.querySelector("title").textContent
+            label.setAttribute("textLength", 54)
+            label.setAttribute("lengthAdjust", "spacingAndGlyphs")
+        })"""
+    )
     return scene.locator("#root")
-
-
-def distributions(page: Page, url: str) -> Locator:
-    """How the weights and gradients of three layers spread over the steps, as bands."""
-    return layer_cards(page, url, "distributions", "tf-distribution-loader", "path.area")
 
 
 def histograms(page: Page, url: str) -> Locator:
@@ -288,49 +262,51 @@ def histograms(page: Page, url: str) -> Locator:
     return layer_cards(page, url, "histograms", "tf-histogram-loader", "g.histogram path")
 
 
-def layer_cards(page: Page, url: str, dashboard: str, card: str, shape: str) -> Locator:
+def distributions(page: Page, url: str) -> Locator:
+    """How the weights and gradients of three layers spread over the steps, as bands."""
+    return layer_cards(page, url, "distributions", "tf-distribution-loader", "path.area")
+
+
+def layer_cards(page: Page, url: str, dashboard: str, kind: str, shape: str) -> Locator:
     """The cards of three layers' weights and gradients, with a shape drawn in each."""
     tags = "^(weights|gradients)/(conv1|conv2|fc3).weight$"
-    open_dashboard(page, url, dashboard, 1395, tagFilter=tags)
-    pane = page.locator("tf-category-paginated-view").first
-    expect(pane.locator(card)).to_have_count(6)
-    for one in pane.locator(card).all():
-        expect(one.locator(shape).first).to_have_attribute("d", re.compile("M.*L"))
-    return pane
+    open_dashboard(page, url, dashboard, 1460, tagFilter=tags)
+    cards = first_cards(page, kind, 6)
+    wait_for_shapes(cards, shape)
+    return cards
 
 
 def text(page: Page, url: str) -> Locator:
-    """The table of settings and the table per class."""
+    """The table of settings and the table per class, each in its whole length."""
     open_dashboard(page, url, "text", 1200, 2000)
     cards = page.locator("tf-text-loader")
     expect(cards).to_have_count(2)
     for card in cards.all():
-        card.locator("table").wait_for()
+        card.locator("td").first.wait_for()
+        card.locator("#steps-container").evaluate("box => box.style.maxHeight = 'none'")
     return cards
 
 
 def pr_curves(page: Page, url: str) -> Locator:
     """The curves of the first four classes."""
-    runs = page.request.get(f"{url}data/plugin/pr_curves/tags").json()
-    classes = list(next(iter(runs.values())))[:4]
-    tags = "|".join(map(re.escape, classes))
-    open_dashboard(page, url, "pr_curves", 1420, tagFilter=f"^({tags})$")
-    pane = page.locator("tf-category-paginated-view").first
-    cards = pane.locator("tf-pr-curve-card")
-    expect(cards).to_have_count(len(classes))
-    for card in cards.all():
-        wait_for_curves(card)
-    return pane
+    (tags,) = page.request.get(f"{url}data/plugin/pr_curves/tags").json().values()
+    classes = sorted(tags)[:4]
+    pattern = "|".join(map(re.escape, classes))
+    open_dashboard(page, url, "pr_curves", 1420, tagFilter=f"^({pattern})$")
+    cards = first_cards(page, "tf-pr-curve-card", len(classes))
+    wait_for_shapes(cards, "path.line")
+    return cards
 
 
 def projector(page: Page, url: str) -> Locator:
-    """The points, as thumbnails in the colours of their classes."""
-    open_dashboard(page, url, "projector", 1500, 900)
+    """The thumbnails of the points on a plane, in the colours of their classes."""
+    open_dashboard(page, url, "projector", 1500, 1000)
     frame = projector_frame(page)
-    expect(frame.locator(".numDataPoints")).not_to_have_text("0")
+    expect(frame.locator(".numDataPoints")).to_have_text(re.compile("[1-9]"))
     frame.locator("#colorby").click()
     frame.locator("#colorby paper-item:not([disabled])", has_text="label").click()
-    return frame.locator("#main")
+    frame.locator("#z-checkbox").click()  # in three dimensions the points would turn for ever
+    return frame.locator("#left-pane, #main")
 
 
 def projector_frame(page: Page) -> FrameLocator:
@@ -341,19 +317,24 @@ def projector_frame(page: Page) -> FrameLocator:
 def hparams(page: Page, url: str) -> Locator:
     """The table of runs: what distinguishes them, and what they came to."""
     open_dashboard(page, url, "hparams", 1700, 900)
-    wanted = {"lr", "batch size", "epochs", "training loss", "test loss", "test accuracy"}
+    wanted = ["epochs", "lr", "schedule", "augment", "test loss", "test accuracy"]
     boxes = page.locator("paper-checkbox.hparam-checkbox, paper-checkbox.metric-checkbox")
     boxes.first.wait_for()
-    for box in boxes.all():
-        if (box.inner_text().strip() in wanted) != (box.get_attribute("aria-checked") == "true"):
-            box.click()
-    return page.locator("vaadin-grid-cell-content:visible")
+    boxes.evaluate_all(
+        """(boxes, wanted) => boxes
+            .filter(box => box.checked != wanted.includes(box.innerText.trim()))
+            .forEach(box => box.click())""",
+        wanted,
+    )
+    cells = page.locator("vaadin-grid-cell-content:visible")
+    cells.filter(has_text="test accuracy").wait_for()
+    return page.locator("tf-hparams-sessions-pane paper-tabs").or_(cells)
 
 
 # ------------------------------------------------------------------------------------ the pictures
 
 
-def writer_methods(page: Page) -> Locator:
+def writer_methods(page: Page, url: str) -> Locator:
     """A table of the installed writer's add_... methods.
 
     Raises CaptureError if these are not the ones that WRITER_METHODS describes.
@@ -367,6 +348,7 @@ def writer_methods(page: Page) -> Locator:
         f"<tr><td><code>{name}</code><td>{dashboard}<td>{html.escape(purpose)}"
         for name, (dashboard, purpose) in WRITER_METHODS.items()
     )
+    page.set_viewport_size({"width": WIDTH, "height": 1500})
     page.set_content(
         """<style>
         body { font: 17px/1.3 "DejaVu Sans", sans-serif; margin: 0 }
@@ -383,9 +365,9 @@ def writer_methods(page: Page) -> Locator:
 
 
 DASHBOARDS: dict[str, Callable[[Page, str], Locator]] = {
-    "result_images": training_images,
+    "result_images": lambda page, url: images(page, url, "training images"),
     "result_graphs": graph,
-    "result_predic_each_step": predictions,
+    "result_predic_each_step": lambda page, url: images(page, url, "predictions vs. actuals"),
     "result_prcurve": pr_curves,
     "result_scalars": scalars,
     "result_histograms": histograms,
@@ -393,30 +375,32 @@ DASHBOARDS: dict[str, Callable[[Page, str], Locator]] = {
     "result_projector": projector,
     "result_text": text,
     "result_custom_scalars": custom_scalars,
-    "result_confusion_matrix": confusion_matrix,
-    "result_mistakes": mistakes,
-    "result_filters": filters,
+    "result_confusion_matrix": lambda page, url: images(page, url, "confusion matrix"),
+    "result_mistakes": lambda page, url: images(page, url, "worst mistakes"),
+    "result_filters": lambda page, url: images(page, url, "filters|feature maps", count=2),
 }
 
 
 def take_picture(page: Page, target: Locator) -> Image.Image:
     """Picture the part of the page that holds all that `target` matches, once it stands still."""
     page.mouse.move(0, 0)  # nothing shall be highlighted
-    before, after = None, still(page, target)
+    deadline = time.monotonic() + TIMEOUT
+    before, after = b"", still(page, target)
     while after != before:
+        if time.monotonic() > deadline:
+            raise CaptureError("the page does not stand still")
         before, after = after, still(page, target)
     return Image.open(io.BytesIO(after)).convert("RGB")
 
 
-def still(page: Page, target: Locator, margin: int = 8) -> bytes:
+def still(page: Page, target: Locator) -> bytes:
     """Picture, as PNG, the smallest part of the page that holds all that `target` matches."""
     boxes = [box for one in target.all() if (box := one.bounding_box())]
-    left, top = (min(box[side] for box in boxes) - margin for side in ("x", "y"))
-    right = max(box["x"] + box["width"] for box in boxes) + margin
-    bottom = max(box["y"] + box["height"] for box in boxes) + margin
-    left, top = max(left, 0), max(top, 0)
+    left, top = (max(min(box[side] for box in boxes) - MARGIN, 0) for side in ("x", "y"))
+    right = max(box["x"] + box["width"] for box in boxes) + MARGIN
+    bottom = max(box["y"] + box["height"] for box in boxes) + MARGIN
     clip = {"x": left, "y": top, "width": right - left, "height": bottom - top}
-    return page.screenshot(clip=clip)
+    return page.screenshot(clip=clip, animations="disabled")
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
@@ -424,7 +408,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     if picture.width > WIDTH:
         height = round(picture.height * WIDTH / picture.width)
         picture = picture.resize((WIDTH, height), Image.Resampling.LANCZOS)
-    for colors in (256, 128, 64, 32):
+    for colors in (256, 128, 64):
         picture.quantize(colors, dither=Image.Dither.NONE).save(path, optimize=True)
         if path.stat().st_size <= MAX_BYTES:
             return
@@ -435,32 +419,24 @@ def capture(run_dir: Path, out: Path) -> None:
     """Write all pictures of a run."""
     with open_browser() as browser:
 
-        def shoot(name: str, show: Callable[[Page], Locator]) -> None:
-            with contextlib.closing(new_page(browser)) as page:
+        def shoot(name: str, show: Callable[[Page, str], Locator], url: str = "") -> None:
+            with new_page(browser) as page:
                 try:
-                    picture = take_picture(page, show(page))
+                    picture = take_picture(page, show(page, url))
                 except (PlaywrightError, AssertionError) as error:
                     first_line = str(error).partition("\n")[0]
                     raise CaptureError(f"{name} was not drawn: {first_line}") from error
-                save_picture(picture, out / f"{name}.png")
+            save_picture(picture, out / f"{name}.png")
             print(out / f"{name}.png", flush=True)
 
         shoot("writer_add_methods", writer_methods)
-        with start_tensorboard(run_dir) as url:
-            for name, show in DASHBOARDS.items():
-                shoot(name, lambda page, show=show: show(page, url))
+        with tempfile.TemporaryDirectory() as alone:  # without the other runs, yet with its name
+            shutil.copytree(run_dir, Path(alone, run_dir.name))
+            with start_tensorboard(Path(alone)) as url:
+                for name, show in DASHBOARDS.items():
+                    shoot(name, show, url)
         with start_tensorboard(run_dir.parent) as url:  # the other runs are rows of the table too
-            shoot("result_hparams", lambda page: hparams(page, url))
-
-
-def check_run_dir(run_dir: Path) -> None:
-    """Raise CaptureError if this is not the directory of a finished run."""
-    if not run_dir.is_dir():
-        raise CaptureError(f"there is no folder {str(run_dir)!r}")
-    if not event_files(run_dir):
-        raise CaptureError(f"{str(run_dir)!r} holds no event files: give the folder of one run")
-    if "." not in finished_runs(run_dir):
-        raise CaptureError(f"{str(run_dir)!r} is no finished run with all views")
+            shoot("result_hparams", hparams, url)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -471,9 +447,11 @@ def main(argv: list[str] | None = None) -> int:
         "--out", type=Path, default=Path(__file__).parent, help="where to write (default: here)"
     )
     args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does, end TensorBoard too
     try:
         run_dir = args.run_dir.resolve()  # it may be ".", which has no name and no parent
-        check_run_dir(run_dir)
+        if "." not in finished_runs(run_dir):
+            raise CaptureError(f"{str(run_dir)!r} is not the folder of a finished run")
         args.out.mkdir(parents=True, exist_ok=True)
         capture(run_dir, args.out)
     except CaptureError as error:

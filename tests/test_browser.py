@@ -1,0 +1,242 @@
+"""What TensorBoard shows of a run, in Chromium: content that only this run can have put there."""
+
+import os
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CLASSES, TEST_IMAGES, read_events, read_scalars, run_tiny
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+import viz
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs tests/requirements.txt")
+expect = sync_api.expect
+
+SCRIPT = Path(__file__).parents[1] / "screenshots" / "capture.py"
+sys.path.append(str(SCRIPT.parent))
+import capture  # noqa: E402
+
+NAMES = ["<b>ird", "a $1 cat", "雪 豹"]  # as sorted; not all of them would be folders on Windows
+LAYERS = ("conv1", "pool", "conv2", "fc1", "fc2", "fc3")
+
+
+@pytest.fixture(scope="module")
+def run_dir(image_folder, tmp_path_factory) -> Path:
+    """A run on the tiny images, with odd class names, that has learnt too little to be right."""
+    folder = tmp_path_factory.mktemp("odd names")
+    for part in ("train", "test"):
+        for old, new in zip(CLASSES, NAMES, strict=True):
+            shutil.copytree(image_folder / part / old, folder / part / new)
+    return run_tiny(folder, tmp_path_factory.mktemp("runs"), "--run-name", "odd", "--lr", "0.001")
+
+
+@pytest.fixture(scope="module")
+def other_run(run_dir, tmp_path_factory) -> Path:
+    """A run beside a copy of the first, with a setting that the first does not have."""
+    log_dir = tmp_path_factory.mktemp("several")
+    shutil.copytree(run_dir, log_dir / run_dir.name)
+    with SummaryWriter(log_dir / "other") as writer:
+        viz.add_hparams_start(writer, {"lr": 0.05, "dropout": 0.5})
+        viz.add_test_scalars(writer, loss=0.75, accuracy=0.8125, step=30)
+        viz.add_table(writer, "per class", [["class"]], step=30)
+        viz.add_hparams_end(writer)
+    return log_dir / "other"
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["fast loader", "--load_fast=false"])
+def load_fast(request) -> bool:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def url(run_dir, load_fast):
+    with capture.start_tensorboard(run_dir.parent, load_fast) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser():
+    try:
+        with capture.open_browser() as browser:
+            yield browser
+    except capture.CaptureError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def page(browser):
+    """A new page, which must not report an error by the end of the test."""
+    errors = []
+    with capture.new_page(browser) as page:
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+        yield page
+    assert errors == []
+
+
+# --------------------------------------------------------------------------------- the dashboards
+
+
+def test_images_are_those_of_the_last_step(page, url, run_dir):
+    tags = ["training images", "predictions vs. actuals", "confusion matrix", "worst mistakes"]
+    tags += ["filters", "feature maps"]
+    cards = capture.images(page, url, "|".join(tags), len(tags))
+    events = read_events(run_dir)
+    for tag in tags:
+        card = cards.filter(has_text=tag)
+        step, value = events[tag][-1]
+        expect(card).to_contain_text(f"step {step}")
+        assert (
+            page.request.get(card.locator("img").evaluate("img => img.src")).body()
+            == (value.tensor.string_val[2])
+        )
+
+
+def test_the_graph_holds_every_layer(page, url):
+    capture.graph(page, url)
+    for layer in LAYERS:
+        expect(page.locator(f'g.node[data-name^="Net/"][data-name$="[{layer}]"]')).to_be_visible()
+
+
+def test_scalars_have_a_point_for_each_report(page, url, run_dir):
+    cards = capture.scalars(page, url)
+    scalars = read_scalars(run_dir)
+    for tag in ("training loss", "test loss", "test accuracy"):
+        curve = cards.filter(has_text=tag).locator("path.line").first
+        assert curve.get_attribute("d").count("L") == len(scalars[tag]) - 1
+
+
+def test_custom_scalars_put_both_losses_on_one_chart(page, url):
+    capture.custom_scalars(page, url)
+    losses = page.locator("tf-custom-scalar-multi-line-chart-card", has_text="training and test")
+    expect(losses.locator("path.line")).to_have_count(2)
+    for tag in ("training loss", "test loss"):
+        expect(losses.locator(".match-list-entry", has_text=f"{tag} (odd)")).to_be_visible()
+
+
+def test_histograms_have_a_line_for_each_report(page, url, run_dir):
+    cards = capture.histograms(page, url)
+    reports = len(read_scalars(run_dir)["training loss"])
+    for tag in ("weights/conv1.weight", "gradients/fc3.weight"):
+        card = cards.filter(has_text=tag)
+        expect(card.locator("g.histogram")).to_have_count(reports)
+
+
+def test_distributions_are_of_weights_and_gradients(page, url):
+    cards = capture.distributions(page, url)
+    for tag in ("weights/conv1.weight", "gradients/fc3.weight"):
+        expect(cards.filter(has_text=tag).locator("path.area").first).to_be_visible()
+
+
+def test_text_shows_the_settings_and_every_class(page, url, run_dir):
+    cards = capture.text(page, url)
+    for name in NAMES:
+        expect(cards.first.get_by_role("cell", name=name, exact=True)).to_be_visible()
+    settings = cards.last.get_by_role("row")
+    expect(settings.filter(has_text="classes").last).to_contain_text(", ".join(NAMES))
+    expect(settings.filter(has_text="resume").last).to_contain_text(str(run_dir))
+
+
+def test_pr_curves_are_drawn_for_every_class(page, url):
+    cards = capture.pr_curves(page, url)
+    for name in NAMES:
+        expect(cards.filter(has_text=name)).to_be_visible()
+
+
+def test_the_projector_shows_every_test_image_and_class(page, url):
+    capture.projector(page, url)
+    frame = capture.projector_frame(page)
+    expect(frame.locator(".numDataPoints")).to_have_text(str(len(NAMES) * TEST_IMAGES))
+    for name in NAMES:
+        row = frame.locator("vz-projector-legend .item", has_text=name)
+        expect(row).to_contain_text(str(TEST_IMAGES))
+
+
+def test_hparams_show_runs_with_different_settings(page, run_dir, other_run, load_fast):
+    accuracy = read_scalars(run_dir)["test accuracy"][-1][1]
+    with capture.start_tensorboard(other_run.parent, load_fast) as url:
+        cells = capture.hparams(page, url)
+        for setting in ("momentum", "dropout"):  # each of one run only
+            expect(page.locator(".hparam-checkbox", has_text=setting)).to_be_visible()
+        for name, *values in (("odd", 0.001, accuracy), ("other", 0.05, 0.8125)):
+            row = cells.get_by_text(name, exact=True).bounding_box()["y"]
+            for value in values:
+                cell = cells.get_by_text(f"{value:#.5g}", exact=True)
+                assert abs(cell.bounding_box()["y"] - row) < 10  # they stand in the same row
+
+
+# ------------------------------------------------------------------------------------ the pictures
+
+
+def test_the_methods_are_those_of_the_installed_writer(page, monkeypatch):
+    table = capture.writer_methods(page, "")
+    for name in dir(SummaryWriter):
+        if name.startswith("add_"):
+            expect(table.get_by_role("cell", name=name, exact=True)).to_be_visible()
+    monkeypatch.setattr(SummaryWriter, "add_smell", None, raising=False)
+    with pytest.raises(capture.CaptureError, match="add_smell"):
+        capture.writer_methods(page, "")
+
+
+def test_a_picture_holds_what_it_should_and_no_more(page):
+    page.set_content(
+        "<style>p { position: fixed; width: 50px; height: 50px; background: red }</style>"
+        '<p style="left: 100px; top: 100px"><p style="left: 300px; top: 200px">'
+    )
+    pixels = np.asarray(capture.take_picture(page, page.locator("p")))
+    margin = capture.MARGIN * capture.SHARPNESS
+    assert pixels.shape == (300 + 2 * margin, 500 + 2 * margin, 3)
+    red = (pixels == (255, 0, 0)).all(axis=2)
+    assert red[margin, margin] and red[-margin - 1, -margin - 1] and red.sum() == 2 * 100**2
+
+
+def test_pictures_are_saved_small_or_not_at_all(tmp_path):
+    capture.save_picture(Image.new("RGB", (2400, 800), "orange"), tmp_path / "plain.png")
+    with Image.open(tmp_path / "plain.png") as plain:
+        assert plain.size == (1200, 400)
+    noise = Image.effect_noise((1200, 1200), 100).convert("RGB")
+    with pytest.raises(capture.CaptureError, match="noise.png does not fit"):
+        capture.save_picture(noise, tmp_path / "noise.png")
+
+
+def test_tensorboard_ends_with_its_block(run_dir):
+    with pytest.raises(KeyboardInterrupt):
+        with capture.start_tensorboard(run_dir.parent) as url:
+            raise KeyboardInterrupt
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(url)
+
+
+def test_what_is_no_finished_run_is_refused(tmp_path, capsys):
+    with SummaryWriter(tmp_path / "begun") as writer:
+        viz.add_training_loss(writer, 1.0, step=1)
+    for name in (".", "begun", "none"):
+        assert capture.main([str(tmp_path / name)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith("is not the folder of a finished run")
+
+
+def test_a_missing_chromium_is_said(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(capture.CaptureError, match="Chromium not found: install it"):
+        capture.find_chromium("where Playwright would have it")
+
+
+def test_a_missing_playwright_is_said_in_one_line(tmp_path):
+    (tmp_path / "playwright.py").write_text("raise ModuleNotFoundError")  # as if not installed
+    result = subprocess.run(
+        [sys.executable, SCRIPT, tmp_path],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2 and result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("capture.py: error: ") and "pip install" in line

@@ -124,7 +124,7 @@ def evaluate(net: nn.Module, loader: DataLoader, processes: Processes) -> Evalua
 
 def show_start(run: Run, writer: SummaryWriter) -> None:
     """Before training: some training images, the net, and the settings."""
-    images, labels = some_images(run.data.train_loader, 24, run.args.seed)
+    images, labels = some_images(run.data.train_loader, 16, run.args.seed)
     viz.add_image_grid(writer, images, labels, run.data.classes)
     viz.add_net_graph(writer, run.net, images[:1])
     if run.args.views == "all":

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib import font_manager
+from matplotlib import font_manager, rc_context
 from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -20,6 +20,8 @@ from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
 
 RIGHT, WRONG = "green", "red"
+BLUE = torch.tensor([0.02, 0.29, 0.62])
+DPI = 100  # pixels per inch, by which Matplotlib measures
 
 # Class names may be Chinese, for which DejaVu has no glyphs: any of these helps where installed.
 # (Matplotlib before 3.11 sees only the first font of a collection: Noto's is the Japanese one.)
@@ -45,42 +47,47 @@ def images_to_probs(net: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor,
     return preds, probs
 
 
-def matplotlib_imshow(ax, image: torch.Tensor) -> None:
-    """Draw a normalised image (3, H, W) on the Matplotlib axes, in its own colours."""
+def show_pixels(pixels: torch.Tensor, scale: int) -> Figure:
+    """Return a figure of just this picture (3, H, W) with values in [0, 1], `scale` times as large.
+
+    It has no axes: those take several times as long to draw as the picture itself.
+    """
+    pixels = F.interpolate(pixels[None], scale_factor=scale)[0].permute(1, 2, 0)  # (H, W, 3)
+    height, width, _ = pixels.shape
+    fig = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    fig.figimage(pixels.numpy())
+    return fig
+
+
+def matplotlib_imshow(image: torch.Tensor, scale: int = 4) -> Figure:
+    """Return a figure of a normalised image (3, H, W) in its own colours, enlarged."""
     pixels = image.cpu() / 2 + 0.5  # [-1, 1] -> [0, 1]
-    ax.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
+    return show_pixels(pixels, scale)
 
 
 def plot_images(
     images: torch.Tensor, titles: Sequence[str], colors: Sequence[str] | None = None
 ) -> Figure:
     """Draw normalised images (B, 3, H, W) in rows of up to eight, each below its title."""
-    count, _, height, width = images.shape
+    count, _, height, _ = images.shape
     columns = min(count, 8)
-    rows = math.ceil(count / columns)
-    # One picture of all images and one set of axes: an axes for each image is several times slower.
     title_height, gap = round(height * 0.45), 2
     padded = F.pad(images.cpu(), (gap, gap, title_height, gap), value=1.0)  # a white margin
-    cell_height, cell_width = padded.shape[2:]
-    inches = 1.5 / cell_width
-    fig = Figure(figsize=(columns * cell_width * inches, rows * cell_height * inches))
-    ax = fig.add_axes((0, 0, 1, 1))
-    ax.axis("off")
-    matplotlib_imshow(ax, make_grid(padded, nrow=columns, padding=0, pad_value=1.0))
+    grid = make_grid(padded, nrow=columns, padding=0, pad_value=1.0)  # (3, rows * H, columns * W)
+    fig = matplotlib_imshow(grid)
+    rows = math.ceil(count / columns)
+    bottom = (title_height - gap) / padded.shape[2]  # of a title, in its cell
     for index, title in enumerate(titles):
         row, column = divmod(index, columns)
-        ax.text(
-            (column + 0.5) * cell_width,
-            row * cell_height + title_height - gap,
-            title,
-            color=colors[index] if colors else "black",
-            family=FONTS,
-            fontsize=8,
-            ha="center",
-            va="bottom",
-            parse_math=False,  # a class name may hold a dollar sign
-        )
+        color = colors[index] if colors else "black"
+        add_text(fig, (column + 0.5) / columns, (row + bottom) / rows, title, color=color, size=8)
     return fig
+
+
+def add_text(fig: Figure, x: float, y: float, text: str, va: str = "bottom", **style) -> None:
+    """Write text into a figure: x from its left and y from its top edge, both from 0 to 1."""
+    style = {"ha": "center", "va": va, "family": FONTS} | style
+    fig.text(x, 1 - y, text, parse_math=False, **style)  # a class name may hold a dollar sign
 
 
 def shorten(name: str, limit: int = 16) -> str:
@@ -90,7 +97,8 @@ def shorten(name: str, limit: int = 16) -> str:
 
 def add_figure(writer: SummaryWriter, tag: str, figure: Figure, step: int) -> None:
     """IMAGES: a Matplotlib figure."""
-    with warnings.catch_warnings():
+    # Most of a figure's time goes into its letters; without hinting they take a third less.
+    with warnings.catch_warnings(), rc_context({"text.hinting": "none"}):
         # Without a Chinese font, Chinese names become boxes; a warning for each sign helps nobody.
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         writer.add_figure(tag, figure, step)
@@ -133,8 +141,10 @@ def add_layout(writer: SummaryWriter) -> None:
     """
     writer.add_custom_scalars(
         {
-            "loss": {"training and test": ["Multiline", ["^training loss$", "^test loss$"]]},
-            "schedule": {"learning rate": ["Multiline", ["^learning rate$"]]},
+            "training": {
+                "training and test loss": ["Multiline", ["^training loss$", "^test loss$"]],
+                "learning rate": ["Multiline", ["^learning rate$"]],
+            }
         }
     )
 
@@ -243,12 +253,18 @@ def plot_classes_preds(
     The title is green where the prediction is right and red where it is wrong.
     """
     preds, probs = images_to_probs(net, images)
-    titles = [
+    colors = [RIGHT if right else WRONG for right in (preds == labels).tolist()]
+    return plot_images(images, prediction_titles(preds, probs, labels, classes), colors)
+
+
+def prediction_titles(
+    preds: torch.Tensor, probs: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]
+) -> list[str]:
+    """Say of each image the predicted class (B,), its probability (B,), and the label (B,)."""
+    return [
         f"{shorten(classes[pred])}, {prob:.1%}\n(label: {shorten(classes[label])})"
         for pred, prob, label in zip(preds.tolist(), probs.tolist(), labels.tolist(), strict=True)
     ]
-    colors = [RIGHT if right else WRONG for right in (preds == labels).tolist()]
-    return plot_images(images, titles, colors)
 
 
 def add_predictions(
@@ -311,25 +327,21 @@ def add_confusion_matrix(
 
     probs (N, C) and labels (N,) are those of the test images.
     """
-    count = len(classes)
-    counts = count_confusions(probs.argmax(dim=1), labels, count)
+    counts = count_confusions(probs.argmax(dim=1), labels, len(classes))
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
-    size, names_size = 2.2 + 0.46 * count, 1.5  # inches
-    fig = Figure(figsize=(size, size))
-    scale = (size - names_size) / size
-    ax = fig.add_axes((1 - scale, 0, scale, scale))
-    ax.axis("off")
-    ax.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
-    # Texts instead of ticks, and no numbers below 2 %: a figure's time goes into its small parts.
-    style = {"family": FONTS, "parse_math": False}
+    pixels = 1 - shares * (1 - BLUE[:, None, None])  # (3, C, C): one for a cell
+    margin = 4  # cells at the top and the left, for the names
+    fig = show_pixels(F.pad(pixels, (margin, 0, margin, 0), value=1.0), scale=44)
+    cells = margin + len(classes)
     for index, name in enumerate(map(shorten, classes)):
-        ax.text(-0.7, index, name, ha="right", va="center", **style)
-        ax.text(index, -0.7, name, ha="center", va="bottom", rotation=90, **style)
-    fig.text(0.1, 1 - 0.1, "true class ↓\npredicted class →")
-    for true, pred in (shares >= 0.02).nonzero().tolist():
+        edge, middle = (margin - 0.2) / cells, (margin + index + 0.5) / cells
+        add_text(fig, edge, middle, name, va="center", ha="right")
+        add_text(fig, middle, edge, name, rotation=90)
+    add_text(fig, 0.2 / cells, 0.2 / cells, "true class ↓\npredicted class →", "top", ha="left")
+    for true, pred in (shares >= 0.01).nonzero().tolist():  # smaller ones would only distract
+        x, y = (margin + pred + 0.5) / cells, (margin + true + 0.5) / cells
         color = "white" if shares[true, pred] > 0.5 else "black"
-        text = str(counts[true, pred].item())
-        ax.text(pred, true, text, color=color, fontsize=8, ha="center", va="center")
+        add_text(fig, x, y, str(counts[true, pred].item()), va="center", color=color, size=8)
     add_figure(writer, "confusion matrix", fig, step)
 
 
@@ -343,16 +355,12 @@ def add_mistakes(
 ) -> None:
     """IMAGES: wrongly classified images (B, 3, 32, 32) with predicted and true class.
 
-    Each title gives the probability of both: probs (B, C), labels (B,). Without a mistake there is
-    no picture.
+    probs (B, C) and labels (B,) are those of the images. Without a mistake there is no picture.
     """
     if len(images) == 0:
         return
-    preds = probs.argmax(dim=1)
-    titles = [
-        f"{shorten(classes[pred])}, {p[pred]:.1%}\n({shorten(classes[label])}, {p[label]:.1%})"
-        for p, pred, label in zip(probs, preds.tolist(), labels.tolist(), strict=True)
-    ]
+    highest, preds = probs.max(dim=1)
+    titles = prediction_titles(preds, highest, labels, classes)
     add_figure(writer, "worst mistakes", plot_images(images, titles, [WRONG] * len(titles)), step)
 
 
@@ -372,7 +380,7 @@ def add_feature_maps(
     top, left = (size // 2 for size in conv.kernel_size)
     height, width = maps.shape[1:]
     seen = image.cpu()[:, top : top + height, left : left + width] / 2 + 0.5
-    maps = maps / maps.amax().clamp(min=1e-6)
+    maps = maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-6)  # each in its own contrast
     tiles = torch.cat([seen[None], maps[:, None].expand(-1, 3, -1, -1)])
     tiles = F.interpolate(tiles, scale_factor=4)
     writer.add_image("feature maps", make_grid(tiles, nrow=7, padding=8, pad_value=1.0), step)
@@ -391,8 +399,8 @@ def add_projector(
     Call it once for a run: a second call is listed beside the first, even for the same step.
     """
     names = [classes[label] for label in labels.tolist()]
-    # Packing the thumbnails into a PNG takes most of the time: half their size saves half of it.
-    thumbnails = F.avg_pool2d(images.cpu() / 2 + 0.5, 2)
+    # Packing the thumbnails into a PNG takes most of the time: smaller ones save half of it.
+    thumbnails = F.interpolate(images.cpu() / 2 + 0.5, size=20, mode="area")
     writer.add_embedding(features.cpu(), names, thumbnails, global_step=step, tag="features")
 
 

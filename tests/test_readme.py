@@ -55,7 +55,7 @@ QUANTITIES = {  # that do not come from the benchmark, and what they are
     ("5", "seconds"): "how often TensorBoard looks for new data: the same test",
     ("6", "GB"): "PyTorch and its CUDA packages, by `du` of a fresh environment",
     ("0.35", "GB"): "the archive and the unpacked files of CIFAR-10",
-    ("2", "%"): "viz.add_confusion_matrix writes no smaller share into its cells",
+    ("1", "%"): "viz.add_confusion_matrix writes no smaller share into its cells",
     ("3", "MB"): "the folder of a default run, by `du`",
 }
 

@@ -35,6 +35,7 @@ def tune_cpu(batch_size: int) -> None:
     small = batch_size <= SMALL_BATCH
     torch.set_num_threads(1 if small else ALL_THREADS)
     torch.backends.mkldnn.set_flags(not small)
+    torch.set_flush_denormal(True)  # numbers below 1e-38 become 0: with them CPUs are very slow
 
 
 def to_layout(images: torch.Tensor) -> torch.Tensor:

@@ -75,3 +75,4 @@ def as_before():
     threading.excepthook = excepthook
     torch.set_num_threads(threads)
     torch.backends.mkldnn.set_flags(True)
+    torch.set_flush_denormal(False)

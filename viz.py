@@ -340,7 +340,7 @@ def add_confusion_matrix(
     add_text(fig, 0.2 / cells, 0.2 / cells, "true class ↓\npredicted class →", "top", ha="left")
     for true, pred in (shares >= 0.01).nonzero().tolist():  # smaller ones would only distract
         x, y = (margin + pred + 0.5) / cells, (margin + true + 0.5) / cells
-        color = "white" if shares[true, pred] > 0.5 else "black"
+        color = "white" if shares[true, pred] > 0.6 else "black"
         add_text(fig, x, y, str(counts[true, pred].item()), va="center", color=color, size=8)
     add_figure(writer, "confusion matrix", fig, step)
 

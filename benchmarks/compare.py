@@ -90,14 +90,12 @@ def measure_notes(args: argparse.Namespace, log_dir: str) -> dict[str, float]:
     from torch.utils.data import DataLoader
     from torch.utils.tensorboard import SummaryWriter
 
-    from model import Net
-
     torch.manual_seed(args.seed)
     train_set, test_set = read_images(args)
     classes = train_set.classes
     train_loader = DataLoader(notes_way.OneByOne(train_set), batch_size=4, shuffle=True)
     test_loader = DataLoader(notes_way.OneByOne(test_set), batch_size=4)
-    net, writer = Net(len(classes)), SummaryWriter(log_dir)
+    net, writer = notes_way.NotesNet(len(classes)), SummaryWriter(log_dir)
     meter = Meter()
     for name in ("show_start", "show_report", "train", "evaluate"):
         meter.around(notes_way, name)

@@ -27,7 +27,7 @@ from download import DownloadError, fetch_cifar10
 
 SIZE = 32  # height and width of every image
 PAD = 4  # black pixels added on each side before a random crop
-TEST_BATCH = 250  # fast on the CPU, whose caches such a batch does not overflow by much
+TEST_BATCH = 250  # on the CPU larger ones wait for fresh memory, smaller ones for each thread
 NOT_IMAGES = {"thumbs.db", "desktop.ini"}  # Windows leaves these in folders of pictures
 
 

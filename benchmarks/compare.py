@@ -168,11 +168,14 @@ def measure_ours(args: argparse.Namespace, log_dir: str, settings: list[str]) ->
 
 def count_results(test, classes: list[str]) -> dict[str, dict[str, float]]:
     """True and false positives and negatives of each class, and what follows from them."""
-    preds, results = test.probs.argmax(dim=1), {}
+    from viz import count_confusions
+
+    counted = count_confusions(test.probs.argmax(dim=1), test.labels, len(classes))
+    results = {}
     for index, name in enumerate(classes):
-        said, true = preds == index, test.labels == index
-        tp, fp = (said & true).sum().item(), (said & ~true).sum().item()
-        fn, tn = (~said & true).sum().item(), (~said & ~true).sum().item()
+        tp = counted[index, index].item()
+        fp, fn = counted[:, index].sum().item() - tp, counted[index].sum().item() - tp
+        tn = len(test.labels) - tp - fp - fn
         precision, recall = tp / max(tp + fp, 1), tp / max(tp + fn, 1)
         counts = {"TP": tp, "FP": fp, "FN": fn, "TN": tn}
         results[name] = counts | {"precision": round(precision, 4), "recall": round(recall, 4)}

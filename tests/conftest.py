@@ -11,6 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 import train_cifar
+from checkpoint import load_checkpoint
 
 CLASSES = ["leaf", "sky", "雪 豹"]  # sorted, as the folder reader gives them
 TRAIN_IMAGES, TEST_IMAGES = 40, 20  # per class
@@ -65,6 +66,14 @@ def read_scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
         for tag, values in read_events(run_dir).items()
         if values[0][1].metadata.plugin_data.plugin_name == "scalars"
     }
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether the checkpoints of two runs hold the same weights, bit for bit."""
+    net, other_net = (load_checkpoint(run_dir)["net"] for run_dir in (one, other))
+    return net.keys() == other_net.keys() and all(
+        torch.equal(weights, other_net[name]) for name, weights in net.items()
+    )
 
 
 @pytest.fixture(autouse=True)

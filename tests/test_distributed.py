@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import read_scalars
+from conftest import read_scalars, same_weights
 from forked import HANG, Fault, Finished, Later, finish, kill, start, terminate, train
 from test_faults import Vanished
 
@@ -189,8 +189,7 @@ def assert_goes_on(run_dir: Path, whole: Path) -> None:
     output = run_dir.with_name("resumed")
     assert statuses(two(["--resume", run_dir], output, [Later(10)], [])) == [0, 0]
     assert complaints(output) == []
-    for name, weights in load_checkpoint(whole)["net"].items():
-        assert torch.equal(load_checkpoint(run_dir)["net"][name], weights), name
+    assert same_weights(run_dir, whole)
 
 
 DEATHS = {

@@ -90,7 +90,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
+from conftest import same_weights
 from forked import (
     Fault,
     Finished,
@@ -130,8 +130,7 @@ def assert_goes_on(run_dir: Path, whole: Path) -> None:
     """Resumed, the run ends as if nothing had happened."""
     finished = resume(run_dir, 1)
     assert finished.status == 0, finished.output
-    for name, weights in load_checkpoint(whole)["net"].items():
-        assert torch.equal(load_checkpoint(run_dir)["net"][name], weights), name
+    assert same_weights(run_dir, whole)
     assert in_python_loader(open_run(run_dir)) == in_python_loader(open_run(whole))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, TEST_IMAGES, read_events, read_scalars, run_tiny
+from conftest import CLASSES, TEST_IMAGES, read_events, read_scalars, run_tiny, same_weights
 
 import data
 import run
@@ -54,10 +54,6 @@ def steps_by_tag(run_dir: Path) -> dict[str, list[int]]:
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(run_dir)["net"]
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    return all(torch.equal(w, weights(other)[name]) for name, w in weights(one).items())
 
 
 # ------------------------------------------------------------------------------- what is logged

@@ -1,5 +1,6 @@
 """Which device trains, and what makes a net as small as ours fast on it."""
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -43,6 +44,18 @@ def to_layout(images: torch.Tensor) -> torch.Tensor:
     if len(images) <= SMALL_BATCH:
         return images
     return images.contiguous(memory_format=torch.channels_last)
+
+
+def predict(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Compute logits (B, C) of a large batch (B, 3, 32, 32), where no gradients are wanted.
+
+    On a CPU oneDNN can keep what one layer hands to the next in its own format, a third faster.
+    Its relu and its pooling turn NaN into a number, though.
+    """
+    if images.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        with contextlib.suppress(RuntimeError):  # the net has a layer that oneDNN lacks: do without
+            return net(images.to_mkldnn()).to_dense()
+    return net(to_layout(images))
 
 
 def prepare_net(net: nn.Module, images: torch.Tensor, processes: int) -> Callable:

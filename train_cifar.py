@@ -34,7 +34,7 @@ import viz
 from arguments import UsageError, parse_args
 from checkpoint import CheckpointError, load_checkpoint
 from data import DataError, make_loaders, read_source
-from device import choose_device, prepare_net, to_layout, tune_cpu
+from device import choose_device, predict, prepare_net, to_layout, tune_cpu
 from distributed import (
     Processes,
     is_first,
@@ -111,7 +111,9 @@ def evaluate(net: nn.Module, loader: DataLoader, processes: Processes) -> Evalua
         for index, (images, _) in enumerate(loader):
             if index % processes.count == processes.rank:
                 start = index * loader.batch_size
-                logits[start : start + len(images)] = net(to_layout(images))
+                # The first batch is computed as in training, for `predict` may hide NaN.
+                found = net(to_layout(images)) if index == 0 else predict(net, images)
+                logits[start : start + len(images)] = found
     net.train()
     logits, labels = total(logits, processes).cpu(), loader.dataset.labels.cpu()
     loss = F.cross_entropy(logits, labels).item()

@@ -188,11 +188,40 @@ def test_the_last_batch_is_what_is_left(few_shapes):
     assert len(loaded.train_loader) == 7
 
 
+@pytest.mark.parametrize("batch_size", [4, 7, 16, 17, 50])
+@pytest.mark.parametrize("gathered", [1, 16, 256])
+def test_gathering_many_images_at_once_gives_the_batches_of_a_plain_loader(
+    few_shapes, monkeypatch, gathered, batch_size
+):
+    monkeypatch.setattr(data, "GATHERED", gathered)
+    ours = load_data("shapes", batch_size=batch_size, seed=5).train_loader
+    generator = torch.Generator().manual_seed(5)
+    one_by_one = [ours.dataset[index] for index in range(50)]
+    plain = DataLoader(one_by_one, batch_size, shuffle=True, generator=generator)
+    for _ in range(2):
+        batches, expected = list(ours), [tuple(batch) for batch in plain]
+        torch.testing.assert_close(batches, expected, rtol=0, atol=0)
+        assert torch.equal(ours.generator.get_state(), generator.get_state())
+
+
+def test_a_batch_of_four_does_not_ask_for_four_images(few_shapes, monkeypatch):
+    asked = []
+    gather = ImageDataset.__getitems__
+    monkeypatch.setattr(
+        ImageDataset,
+        "__getitems__",
+        lambda self, indices: asked.append(len(indices)) or gather(self, indices),
+    )
+    monkeypatch.setattr(data, "GATHERED", 18)
+    assert len(list(load_data("shapes").train_loader)) == 13
+    assert asked == [16, 16, 16, 2]
+
+
 def test_the_test_images_come_in_order_and_unchanged(few_shapes):
     loaded = load_data("shapes", augment=True)
     dataset = loaded.test_loader.dataset
     (images, labels), *rest = loaded.test_loader
-    assert not rest and loaded.test_loader.batch_size == 250
+    assert not rest and loaded.test_loader.batch_size == data.TEST_BATCH
     assert torch.equal(to_bytes(images), dataset.images) and torch.equal(labels, dataset.labels)
 
 

@@ -1,8 +1,9 @@
-"""The network: its size, its shapes, and what it refuses."""
+"""The network: its size, its shapes, what it refuses, and the same logits sooner."""
 
 import pytest
 import torch
 
+from device import predict
 from model import Net
 
 
@@ -49,3 +50,39 @@ def test_forward_is_the_notes_formula():
 def test_images_of_another_size_are_refused():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         Net()(torch.randn(4, 3, 64, 64))  # with view(-1, 400) this would be 27 images
+
+
+class WithView(Net):
+    """A net with a layer that oneDNN's tensors lack."""
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        return super().features(images.view(-1, 3, 32, 32))
+
+
+class Watched(Net):
+    """A net that remembers whether images came in oneDNN's format."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.saw_onednn = images.is_mkldnn
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("net", [Net(), WithView()], ids=["Net", "with view"])
+@pytest.mark.parametrize("count", [1, 10, 100])
+def test_predicted_logits_are_the_nets(net, count):
+    images = torch.randn(count, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(predict(net, images), net(images))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
+def test_predictions_are_made_in_the_format_of_onednn():
+    net = Watched()
+    with torch.no_grad():
+        predict(net, torch.randn(10, 3, 32, 32))
+    assert net.saw_onednn
+
+
+def test_a_net_that_fails_fails_in_predictions_too():
+    with torch.no_grad(), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        predict(Net(), torch.randn(4, 3, 64, 64))

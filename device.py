@@ -49,7 +49,7 @@ def to_layout(images: torch.Tensor) -> torch.Tensor:
 def predict(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Compute logits (B, C) of a large batch (B, 3, 32, 32), where no gradients are wanted.
 
-    On a CPU oneDNN can keep what one layer hands to the next in its own format, a third faster.
+    On a CPU oneDNN is faster when one layer hands its result to the next in oneDNN's own format.
     Its relu and its pooling turn NaN into a number, though.
     """
     if images.device.type == "cpu" and torch.backends.mkldnn.is_available():

@@ -93,7 +93,9 @@ def measure_notes(args: argparse.Namespace, log_dir: str) -> dict[str, float]:
     torch.manual_seed(args.seed)
     train_set, test_set = read_images(args)
     classes = train_set.classes
-    train_loader = DataLoader(notes_way.OneByOne(train_set), batch_size=4, shuffle=True)
+    order = torch.Generator()
+    train_images = notes_way.OneByOne(train_set)
+    train_loader = DataLoader(train_images, batch_size=4, shuffle=True, generator=order)
     test_loader = DataLoader(notes_way.OneByOne(test_set), batch_size=4)
     net, writer = notes_way.NotesNet(len(classes)), SummaryWriter(log_dir)
     meter = Meter()
@@ -101,6 +103,7 @@ def measure_notes(args: argparse.Namespace, log_dir: str) -> dict[str, float]:
         meter.around(notes_way, name)
     notes_way.show_start(writer, net, next(iter(train_loader))[0])
     start = since_start()
+    order.manual_seed(args.seed)  # as in our loader: both ways see the same batches
     notes_way.train(net, train_loader, writer, classes, epochs=2)
     accuracy = notes_way.evaluate(net, test_loader, writer, classes)
     writer.close()

@@ -189,7 +189,7 @@ def test_the_last_batch_is_what_is_left(few_shapes):
 
 
 @pytest.mark.parametrize("batch_size", [4, 7, 16, 17, 50])
-@pytest.mark.parametrize("gathered", [1, 16, 256])
+@pytest.mark.parametrize("gathered", [1, 16, 128])
 def test_gathering_many_images_at_once_gives_the_batches_of_a_plain_loader(
     few_shapes, monkeypatch, gathered, batch_size
 ):

@@ -221,7 +221,7 @@ def test_the_test_images_come_in_order_and_unchanged(few_shapes):
     loaded = load_data("shapes", augment=True)
     dataset = loaded.test_loader.dataset
     (images, labels), *rest = loaded.test_loader
-    assert not rest and loaded.test_loader.batch_size == data.TEST_BATCH
+    assert not rest and loaded.test_loader.batch_size == 200
     assert torch.equal(to_bytes(images), dataset.images) and torch.equal(labels, dataset.labels)
 
 

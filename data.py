@@ -22,19 +22,15 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
-import shapes
-from download import DownloadError, fetch_cifar10
+from support import shapes
+from support.download import DownloadError, fetch_cifar10
+from support.errors import InputError
 
 SIZE = 32  # height and width of every image
 PAD = 4  # black pixels added on each side before a random crop
 TEST_BATCH = 200  # on the CPU larger ones wait for fresh memory, smaller ones for each thread
 GATHERED = 128  # training images that are taken from memory at once
 NOT_IMAGES = {"thumbs.db", "desktop.ini"}  # Windows leaves these in folders of pictures
-
-
-class DataError(ValueError):
-    """The images cannot be had. Its message is one line, meant for the person who ran the program:
-    it names the file or value, says what was expected and what to do next."""
 
 
 class ImageDataset(Dataset):
@@ -140,7 +136,7 @@ def load_data(
         mirrors: further addresses to download CIFAR-10 from, tried first.
 
     Raises:
-        DataError: the images cannot be had.
+        InputError: the images cannot be had.
     """
     train, test, kind = read_source(source, Path(data_dir), mirrors)
     return make_loaders(train, test, kind, batch_size, seed, device, augment)
@@ -205,7 +201,7 @@ def read_source(
         return *read_folder(Path(source)), "folder"
     try:
         return *read_cifar10(data_dir, mirrors), "cifar10"
-    except DataError as error:
+    except InputError as error:
         if source == "cifar10":
             raise
         print(
@@ -232,12 +228,12 @@ def read_cifar10(data_dir: Path, mirrors: Sequence[str]) -> tuple[ImageDataset, 
         fetch_cifar10(data_dir, mirrors)
         parts = [CIFAR10(data_dir, train=is_train) for is_train in (True, False)]
     except DownloadError as error:
-        raise DataError(str(error)) from error
+        raise InputError(str(error)) from error
     except RuntimeError as error:  # torchvision found another md5
         folder = data_dir / CIFAR10.base_folder
-        raise DataError(f"{str(folder)!r} is damaged: delete it and try again") from error
+        raise InputError(f"{str(folder)!r} is damaged: delete it and try again") from error
     except OSError as error:
-        raise DataError(f"CIFAR-10 in {str(data_dir)!r} cannot be read: {error}") from error
+        raise InputError(f"CIFAR-10 in {str(data_dir)!r} cannot be read: {error}") from error
     train, test = (
         ImageDataset(
             torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),  # (N, 3, 32, 32)
@@ -256,7 +252,7 @@ def read_folder(folder: Path) -> tuple[ImageDataset, ImageDataset]:
     """
     for needed in (folder, folder / "train", folder / "test"):
         if not os.path.isdir(needed):  # unlike Path.is_dir, it never raises
-            raise DataError(
+            raise InputError(
                 f"{str(needed)!r} is not a folder: give a folder that holds train/<class>/ and "
                 "test/<class>/ with images, or one of auto, cifar10 and shapes"
             )
@@ -264,12 +260,12 @@ def read_folder(folder: Path) -> tuple[ImageDataset, ImageDataset]:
         train_files = files_by_class(folder / "train")
         test_files = files_by_class(folder / "test")
     except OSError as error:
-        raise DataError(
+        raise InputError(
             f"{error.filename!r} cannot be listed ({error.strerror}): make it readable or remove it"
         ) from error
     if train_files.keys() != test_files.keys():
         odd = ", ".join(map(repr, sorted(train_files.keys() ^ test_files.keys())))
-        raise DataError(
+        raise InputError(
             f"train and test in {str(folder)!r} must hold the same classes; only one of them has: "
             f"{odd}"
         )
@@ -281,18 +277,18 @@ def files_by_class(folder: Path) -> dict[str, list[str]]:
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
     names = [name for name in names if not name.startswith(".")]
     if len(names) < 2:
-        raise DataError(
+        raise InputError(
             f"{str(folder)!r} has {len(names)} class folders, but telling classes apart takes two "
             "or more: put the images of each class into a folder of their own"
         )
     classes = {name: files_below(str(folder / name)) for name in names}
     for name, files in classes.items():
         if not files:
-            raise DataError(
+            raise InputError(
                 f"{str(folder / name)!r} holds no images: add some, or remove the folder"
             )
         if name.encode(errors="ignore").decode() != name:  # TensorBoard could not show it
-            raise DataError(f"{str(folder / name)!r} is not a name in UTF-8: rename the folder")
+            raise InputError(f"{str(folder / name)!r} is not a name in UTF-8: rename the folder")
     return classes
 
 
@@ -339,7 +335,7 @@ def read_image(path: str) -> np.ndarray:
     """Any image that Pillow can read, as uint8 (32, 32, 3): upright, on white, resized.
 
     Raises:
-        DataError: it is no image, or a broken one.
+        InputError: it is no image, or a broken one.
     """
     try:
         if not os.path.isfile(path):  # opening a named pipe would wait for ever
@@ -350,7 +346,7 @@ def read_image(path: str) -> np.ndarray:
             return np.asarray(to_rgb(picture).resize((SIZE, SIZE), Image.Resampling.LANCZOS))
     except Exception as error:  # Pillow's many decoders fail in as many ways
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise DataError(
+        raise InputError(
             f"{path!r} is not an image that Pillow can read ({reason}): remove or replace it"
         ) from error
 

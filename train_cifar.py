@@ -31,23 +31,22 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import viz
-from arguments import UsageError, parse_args
-from checkpoint import CheckpointError, load_checkpoint
-from data import DataError, make_loaders, read_source
-from device import choose_device, predict, prepare_net, to_layout, tune_cpu
-from distributed import (
+from data import make_loaders, read_source
+from model import Net
+from support.checkpoint import load_checkpoint
+from support.device import choose_device, predict, prepare_net, to_layout, tune_cpu
+from support.errors import InputError, RunError
+from support.processes import (
     Processes,
     is_first,
     is_loss_of_a_process,
     local_device,
     only_first,
-    read_once,
     share_of_batch,
     start_processes,
     total,
 )
-from model import Net
-from run import (
+from support.run import (
     SHAPES_NOTE,
     Progress,
     Run,
@@ -60,13 +59,10 @@ from run import (
     save,
     settings_table,
 )
-from terminal import Stopped, caught_signals, fail, quote, report_thread_error, say
+from support.settings import parse_args
+from support.terminal import Stopped, caught_signals, fail, quote, report_thread_error, say
 
 BAR_EVERY = 50  # batches between two updates of the progress bar
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on; the message says where it stopped and the likely cause."""
 
 
 # --------------------------------------------------------------------- optimiser and evaluation
@@ -196,7 +192,7 @@ def train(run: Run, writer: SummaryWriter | None, signals: list[int]) -> Evaluat
     """Train until `--epochs` are done, and return the last evaluation.
 
     Raises Stopped, with the run saved, after the batch in which `signals` got one; raises
-    TrainingError if the loss is not finite.
+    RunError if the loss is not finite.
     """
     args, progress, optimizer = run.args, run.progress, run.optimizer
     loader = run.data.train_loader
@@ -287,7 +283,7 @@ def report(
 def check_losses(run: Run) -> float:
     """Return the mean loss since the last report; 0 if there was no batch since.
 
-    Raises TrainingError, in every process alike, if one of the losses is NaN or infinite, or one
+    Raises RunError, in every process alike, if one of the losses is NaN or infinite, or one
     of the weights that came out of the last of them.
     """
     progress = run.progress
@@ -305,14 +301,14 @@ def check_losses(run: Run) -> float:
 
 
 def check_test_loss(run: Run, test: Evaluation) -> None:
-    """Raise TrainingError if the net, after the last batch of an epoch, says nothing finite."""
+    """Raise RunError if the net, after the last batch of an epoch, says nothing finite."""
     if not math.isfinite(test.loss):
         raise diverged(f"test loss became {test.loss}", run.progress.step)
 
 
-def diverged(what: str, step: int) -> TrainingError:
+def diverged(what: str, step: int) -> RunError:
     """The error of a run whose numbers have left the range of floats."""
-    return TrainingError(
+    return RunError(
         f"the {what} at step {step:,}: the learning rate is probably too high; "
         "start again with a smaller --lr"
     )
@@ -337,9 +333,9 @@ def main(argv: list[str] | None = None) -> int:
             say(f"the run in {args.resume!r} is finished: nothing is left to resume")
             return 0
         return train_to_the_end(prepare(args, state), is_new=state is None)
-    except (UsageError, DataError, CheckpointError) as error:
+    except InputError as error:
         return fail(2, f"error: {error}")
-    except TrainingError as error:
+    except RunError as error:
         return fail(1, f"stopped: {error}")
     except KeyboardInterrupt:
         return fail(128 + signal.SIGINT, "interrupted")
@@ -366,7 +362,7 @@ def prepare(args: argparse.Namespace, state: dict | None) -> Run:
     device = local_device(choose_device(args.device))
     processes = start_processes(device)
     if args.batch_size % processes.count:
-        raise UsageError(
+        raise InputError(
             f"--batch-size {args.batch_size} cannot be shared out to {processes.count} processes: "
             "take a multiple"
         )
@@ -375,11 +371,11 @@ def prepare(args: argparse.Namespace, state: dict | None) -> Run:
     def read():
         return read_source(args.data, Path(args.data_dir), args.mirror)
 
-    parts = read_once(read, processes, device)
+    parts = only_first(read, processes, device)
     data = make_loaders(*parts, args.batch_size, args.seed, device, args.augment)
     train_images = data.train_loader.dataset.images
     if args.batch_size > len(train_images):
-        raise UsageError(
+        raise InputError(
             f"--batch-size {args.batch_size} is more than the {len(train_images)} training images: "
             "take a smaller one"
         )

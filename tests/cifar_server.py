@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from torchvision.datasets import CIFAR10
 
-import download
+from support import download
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
@@ -34,7 +34,7 @@ import json, pathlib, runpy, sys
 constants, script, *arguments = sys.argv[1:]
 sys.path.insert(0, str(pathlib.Path(script).resolve().parent))
 sys.path.insert(0, {root!r})
-import download
+from support import download
 for owner, values in json.loads(pathlib.Path(constants).read_text()).items():
     for name, value in values.items():
         setattr({{"download": download, "CIFAR10": download.CIFAR10}}[owner], name, value)

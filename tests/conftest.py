@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 import train_cifar
-from checkpoint import load_checkpoint
+from support.checkpoint import load_checkpoint
 
 CLASSES = ["leaf", "sky", "雪 豹"]  # sorted, as the folder reader gives them
 TRAIN_IMAGES, TEST_IMAGES = 40, 20  # per class

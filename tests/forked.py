@@ -22,8 +22,8 @@ import pytest
 import torch
 from tensorboard.summary.writer import event_file_writer
 
-import device
 import train_cifar
+from support import device
 
 if "forkserver" not in multiprocessing.get_all_start_methods():
     pytest.skip("this system cannot fork a process", allow_module_level=True)

@@ -19,9 +19,10 @@ from torchvision import transforms
 from torchvision.datasets import CIFAR10, ImageFolder
 
 import data
-import shapes
-from data import DataError, ImageDataset, load_data, make_loaders, read_image, read_source
-from download import DownloadError
+from data import ImageDataset, load_data, make_loaders, read_image, read_source
+from support import shapes
+from support.download import DownloadError
+from support.errors import InputError
 
 tiny = cifar_server.tiny  # fixture
 
@@ -318,7 +319,7 @@ def test_an_archive_in_the_data_directory_is_enough(tmp_path, tiny):
 def test_damaged_cifar10_is_a_clear_error(cifar10_dir, name):
     file = cifar10_dir / CIFAR10.base_folder / name
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(DataError, match="cifar-10-batches-py' is damaged: delete it"):
+    with pytest.raises(InputError, match="cifar-10-batches-py' is damaged: delete it"):
         load_data("cifar10", cifar10_dir)
 
 
@@ -349,7 +350,7 @@ def test_auto_falls_back_from_damaged_files_too(few_shapes, cifar10_dir, capsys)
 
 def test_cifar10_never_falls_back(few_shapes, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "fetch_cifar10", no_network)
-    with pytest.raises(DataError, match="no mirror answers"):
+    with pytest.raises(InputError, match="no mirror answers"):
         load_data("cifar10", tmp_path)
 
 
@@ -379,7 +380,7 @@ def shown(path: str | Path) -> str:
 
 def refusal(root: Path) -> str:
     """The message with which a folder is refused: one line."""
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(InputError) as caught:
         load_data(str(root))
     message = str(caught.value)
     assert "\n" not in message
@@ -697,7 +698,7 @@ def test_any_folder_gives_data_or_a_data_error(tmp_path_factory, extra, sound):
             continue
     try:
         loaded = load_data(str(root))
-    except DataError as error:
+    except InputError as error:
         assert str(error) and "\n" not in str(error)
     else:
         images, labels = next(iter(loaded.test_loader))

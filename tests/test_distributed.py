@@ -18,9 +18,9 @@ from forked import HANG, Fault, Finished, Later, finish, kill, start, terminate,
 from test_faults import Vanished
 
 import train_cifar
-from arguments import UsageError
-from checkpoint import load_checkpoint
-from distributed import local_device
+from support.checkpoint import load_checkpoint
+from support.errors import InputError
+from support.processes import local_device
 
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("this PyTorch has no gloo", allow_module_level=True)
@@ -156,7 +156,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="2 processes on a machine with 1 GPU"):
+    with pytest.raises(InputError, match="2 processes on a machine with 1 GPU"):
         local_device(torch.device("cuda"))
     assert local_device(torch.device("cpu")) == torch.device("cpu")
 

@@ -22,12 +22,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchvision.datasets import CIFAR10
 
-import download
-from download import DownloadError, fetch_cifar10
+from support import download
+from support.download import DownloadError, fetch_cifar10
 
 tiny, server = cifar_server.tiny, cifar_server.server  # fixtures
 
-FETCH = "import sys, download\ndownload.fetch_cifar10(sys.argv[1], sys.argv[2:])\n"
+FETCH = (
+    "import sys; from support import download\ndownload.fetch_cifar10(sys.argv[1], sys.argv[2:])\n"
+)
 BASE = CIFAR10.base_folder
 
 

@@ -108,9 +108,9 @@ from hypothesis import strategies as st
 from loaders import in_python_loader, open_run
 
 import data
-import run
 import train_cifar
-from checkpoint import load_checkpoint
+from support import run
+from support.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ MOMENTS = {
     "before the first batch": ("viz.add_net_graph", 1, 1),
     "in an epoch": ("train_cifar.to_layout", 9, 9),
     "in a report": ("viz.add_predictions", 2, 10),
-    "in a save": ("checkpoint.os.fsync", 3, 10),
+    "in a save": ("support.checkpoint.os.fsync", 3, 10),
     "in an evaluation": ("train_cifar.evaluate", 1, 15),
     "in the views of an epoch": ("viz.add_pr_curves", 1, 15),
 }

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from device import predict
 from model import Net
+from support.device import predict
 
 
 def test_ten_classes_take_62006_parameters():

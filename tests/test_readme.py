@@ -19,9 +19,8 @@ from tensorboard import program as tensorboard_program
 from torch.distributed.run import get_args_parser as torchrun_parser
 from torch.utils.tensorboard import SummaryWriter
 
-import download
-import shapes
-from arguments import parse_args
+from support import download, shapes
+from support.settings import parse_args
 
 with warnings.catch_warnings():
     # A part of TensorBoard warns, when it is imported, that another part of it is old.

@@ -16,10 +16,10 @@ from loaders import in_python_loader, in_rust_loader, open_run
 from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-import checkpoint
 import train_cifar
-from checkpoint import load_checkpoint, save_checkpoint
 from model import Net
+from support import checkpoint
+from support.checkpoint import load_checkpoint, save_checkpoint
 
 STEPS_PER_EPOCH = 15
 KILLS = 20
@@ -138,7 +138,7 @@ def tear_a_checkpoint() -> None:
         original(state, file)
         if left == 0:
             file.truncate(file.tell() // 2)
-            arrange(Fault("checkpoint.os.fsync", kill))
+            arrange(Fault("support.checkpoint.os.fsync", kill))
 
     torch.save = save
 
@@ -159,7 +159,7 @@ class KillBeforeSlowWriter(NamedTuple):
 
         EventFileWriter.add_event = lambda self, event: waiting.append(event)
         EventFileWriter.flush = flush_all
-        arrange(Fault("checkpoint.os.replace", kill, self.checkpoint, after=True))
+        arrange(Fault("support.checkpoint.os.replace", kill, self.checkpoint, after=True))
 
 
 # A run of one epoch saves at its start and then at steps 5, 10, 15 and, finished, 15. With each
@@ -168,8 +168,11 @@ PLACES = {
     "in the middle of an event": (tear_an_event, 0),
     "between events and checkpoint": (Fault("train_cifar.save", kill, 3), 5),
     "in the middle of a checkpoint": (tear_a_checkpoint, 0),
-    "before the new checkpoint is in place": (Fault("checkpoint.os.replace", kill, 3), 5),
-    "after the new checkpoint is in place": (Fault("checkpoint.os.replace", kill, 3, True), 10),
+    "before the new checkpoint is in place": (Fault("support.checkpoint.os.replace", kill, 3), 5),
+    "after the new checkpoint is in place": (
+        Fault("support.checkpoint.os.replace", kill, 3, True),
+        10,
+    ),
     "after a checkpoint, the writer being slow": (KillBeforeSlowWriter(3), 10),
     "after that of an epoch, the writer being slow": (KillBeforeSlowWriter(4), 15),
     "in an evaluation": (Fault("train_cifar.evaluate", kill), 10),

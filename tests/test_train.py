@@ -12,12 +12,12 @@ from conftest import CLASSES, TEST_IMAGES, read_events, read_scalars, run_tiny, 
 from torch.utils.data import DataLoader
 
 import data
-import run
 import train_cifar
-from arguments import parse_args
-from checkpoint import load_checkpoint
-from data import DataError
 from model import Net
+from support import run
+from support.checkpoint import load_checkpoint
+from support.errors import InputError
+from support.settings import parse_args
 
 SCRIPT = Path(train_cifar.__file__)
 REPORTS = [5, 10, 15, 20, 25, 30]  # 15 batches an epoch, a report every 5
@@ -175,7 +175,7 @@ def test_two_runs_of_the_same_second_get_two_directories(tmp_path, monkeypatch):
 
 def test_shapes_are_never_taken_for_cifar10(tmp_path, monkeypatch, capsys):
     def no_network(*_):
-        raise DataError("no mirror answers")
+        raise InputError("no mirror answers")
 
     def few(count: int, seed: int):
         return original(count // 500, seed)

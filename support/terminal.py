@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from distributed import is_first
+from support.processes import is_first
 
 
 class Stopped(Exception):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from support.errors import InputError
+
 NAME = "checkpoint.pt"
 FORMAT = 1
 PARTS = {  # what a checkpoint holds
@@ -24,10 +26,6 @@ PARTS = {  # what a checkpoint holds
     "progress": dict,
     "losses": torch.Tensor,
 }
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, or not of this run; the message says what to do."""
 
 
 def save_checkpoint(run_dir: Path, state: dict) -> None:
@@ -51,11 +49,11 @@ def load_checkpoint(run_dir: Path) -> dict:
     """Read the state that `save_checkpoint` wrote, with its tensors on the CPU.
 
     `weights_only=True` builds tensors and plain Python values only: a file from elsewhere cannot
-    run code. Raises CheckpointError if there is none, or if it is not a whole checkpoint of ours.
+    run code. Raises InputError if there is none, or if it is not a whole checkpoint of ours.
     """
     path = run_dir / NAME
     if not os.path.isfile(path):  # unlike Path.is_file, it never raises
-        raise CheckpointError(
+        raise InputError(
             f"no {NAME} in {str(run_dir)!r}: give the directory of a run that got as far as its "
             "first checkpoint"
         )
@@ -67,7 +65,7 @@ def load_checkpoint(run_dir: Path) -> dict:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # there are as many as there are ways to damage a file
         reason = str(error).split("\n")[0] or type(error).__name__
-        raise CheckpointError(
+        raise InputError(
             f"{str(path)!r} cannot be read as a checkpoint ({reason}): it is damaged or comes from "
             "another program; start a new run without --resume"
         ) from error
@@ -76,7 +74,7 @@ def load_checkpoint(run_dir: Path) -> dict:
         or state.get("format") != FORMAT
         or not all(isinstance(state.get(name), kind) for name, kind in PARTS.items())
     ):
-        raise CheckpointError(
+        raise InputError(
             f"{str(path)!r} is not a checkpoint of this program (format {FORMAT}): "
             "give the directory of a run"
         )

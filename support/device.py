@@ -6,14 +6,14 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from arguments import UsageError
+from support.errors import InputError
 
 ALL_THREADS = torch.get_num_threads()
 SMALL_BATCH = 8  # images; up to here one CPU thread is faster than several
 
 
 def choose_device(name: str) -> torch.device:
-    """Turn `--device` into a device; raises UsageError if this machine has no such device."""
+    """Turn `--device` into a device; raises InputError if this machine has no such device."""
     found = ["cpu"]
     if torch.backends.mps.is_available():
         found.insert(0, "mps")
@@ -23,7 +23,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = found[0]
     if name not in found:
-        raise UsageError(f"--device {name!r}: this machine has {', '.join(found)} (or say auto)")
+        raise InputError(f"--device {name!r}: this machine has {', '.join(found)} (or say auto)")
     return torch.device(name)
 
 

@@ -15,8 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from arguments import UsageError
-from data import ImageDataset
+from support.errors import InputError
 
 
 class Processes(NamedTuple):
@@ -44,13 +43,13 @@ def start_processes(device: torch.device) -> Processes:
 def local_device(device: torch.device) -> torch.device:
     """The device of this process: each process of a machine takes a GPU of its own.
 
-    Raises UsageError if there are not enough.
+    Raises InputError if there are not enough.
     """
     if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
         return device
     processes, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
     if processes > gpus:
-        raise UsageError(
+        raise InputError(
             f"{processes} processes on a machine with {gpus} GPU: start one for each GPU "
             "(--nproc_per_node), or take --device cpu"
         )
@@ -88,40 +87,6 @@ def only_first(do: Callable[[], object], processes: Processes, device: torch.dev
     if isinstance(message[0], ValueError):
         raise message[0]
     return message[0]
-
-
-def read_once(
-    read: Callable[[], tuple[ImageDataset, ImageDataset, str]],
-    processes: Processes,
-    device: torch.device,
-) -> tuple[ImageDataset, ImageDataset, str]:
-    """Let rank 0 read the images and send them to the others: training set, test set, source.
-
-    Raises DataError in every process if rank 0 cannot read them.
-    """
-    if processes.count == 1:
-        return read()
-    parts: list[ImageDataset] = []
-
-    def read_and_describe() -> tuple:  # what a process must know before it can receive the images
-        train, test, source = read()
-        parts.extend((train, test))
-        return train.classes, source, len(train), len(test)
-
-    classes, source, *lengths = only_first(read_and_describe, processes, device)
-    if processes.rank > 0:
-        parts = [
-            ImageDataset(
-                torch.empty((length, 3, 32, 32), dtype=torch.uint8),
-                torch.empty(length, dtype=torch.int64),
-                classes,
-            )
-            for length in lengths
-        ]
-    train, test = (part.to(device) for part in parts)
-    for tensor in (train.images, train.labels, test.images, test.labels):
-        dist.broadcast(tensor, src=0)
-    return train, test, source
 
 
 def total(tensor: torch.Tensor, processes: Processes) -> torch.Tensor:

@@ -6,10 +6,6 @@ import re
 import sys
 
 
-class UsageError(ValueError):
-    """A setting that cannot work; the message names the value and what to do."""
-
-
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """argparse's help with defaults, but only where the default says something."""
 

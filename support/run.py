@@ -12,11 +12,12 @@ import torch
 import torchvision
 from torch import nn
 
-from arguments import UsageError, parse_args
-from checkpoint import CheckpointError, save_checkpoint
 from data import Data
-from distributed import Processes
-from terminal import quote
+from support.checkpoint import save_checkpoint
+from support.errors import InputError
+from support.processes import Processes
+from support.settings import parse_args
+from support.terminal import quote
 
 SHAPES_NOTE = "NOTE: these images are the built-in SHAPES, not CIFAR-10: its figures do not apply."
 
@@ -56,7 +57,7 @@ class Run:
 def make_run_dir(log_dir: str, run_name: str | None, suffix: str) -> Path:
     """Make a new folder for the run, named by `run_name` or else by the time, and the suffix.
 
-    Raises UsageError if it cannot be written or if a run of that name is there.
+    Raises InputError if it cannot be written or if a run of that name is there.
     """
     name = (run_name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")) + suffix
     path = Path(log_dir) / name
@@ -66,23 +67,23 @@ def make_run_dir(log_dir: str, run_name: str | None, suffix: str) -> Path:
             return path
         except FileExistsError:
             if run_name or not path.is_dir():
-                raise UsageError(
+                raise InputError(
                     f"{str(path)!r} is there already: choose another --run-name, or go on with "
                     f"that run by --resume"
                 ) from None
             path = path.with_name(f"{name}_{attempt}")  # two runs begun in the same second
         except OSError as error:
-            raise UsageError(cannot_write(path, error)) from error
-    raise UsageError(f"{log_dir!r} holds too many runs of this second")
+            raise InputError(cannot_write(path, error)) from error
+    raise InputError(f"{log_dir!r} holds too many runs of this second")
 
 
 def check_log_dir(log_dir: str) -> None:
-    """Raise UsageError, before any work, if no folder can be made in `log_dir`."""
+    """Raise InputError, before any work, if no folder can be made in `log_dir`."""
     path = Path(log_dir).absolute()
     while not os.path.lexists(path):  # unlike Path.exists, it never raises
         path = path.parent
     if not os.path.isdir(path) or not os.access(path, os.W_OK):
-        raise UsageError(f"--log-dir {log_dir!r}: {str(path)!r} is no folder that can be written")
+        raise InputError(f"--log-dir {log_dir!r}: {str(path)!r} is no folder that can be written")
 
 
 def cannot_write(path: str | Path, error: OSError) -> str:
@@ -148,9 +149,9 @@ def save(run: Run) -> None:
 
 
 def restore(run: Run, state: dict) -> None:
-    """Put the run into the state that `save` wrote; raises CheckpointError if it does not fit."""
+    """Put the run into the state that `save` wrote; raises InputError if it does not fit."""
     if state["classes"] != run.data.classes or state["data_checksum"] != run.data_checksum:
-        raise CheckpointError(
+        raise InputError(
             f"{str(run.run_dir)!r} was trained on other images than {run.args.data!r} holds now: "
             "bring those back, or start a new run"
         )
@@ -164,7 +165,7 @@ def restore(run: Run, state: dict) -> None:
         run.progress = read_progress(run, state["progress"])
         run.losses[: run.progress.window] = state["losses"].to(run.device)
     except Exception as error:  # strange content is refused in as many ways as there are parts
-        raise CheckpointError(
+        raise InputError(
             f"the checkpoint in {str(run.run_dir)!r} is of another net than model.py's, or its "
             "content is damaged: start a new run"
         ) from error
@@ -190,7 +191,7 @@ def read_progress(run: Run, state: dict) -> Progress:
 def read_settings(state: dict, run_dir: str) -> argparse.Namespace:
     """Return the settings of the run in `run_dir`, checked like those of a command line.
 
-    Raises CheckpointError if they are not the settings of this program.
+    Raises InputError if they are not the settings of this program.
     """
     settings = state["settings"] | {"resume": None}
     words = []
@@ -204,7 +205,7 @@ def read_settings(state: dict, run_dir: str) -> argparse.Namespace:
             words.append(f"{flag}={value}")
     args = parse_args(words)
     if vars(args) != settings:
-        raise CheckpointError(
+        raise InputError(
             f"the checkpoint in {run_dir!r} has other settings than this version of the program: "
             "start a new run"
         )

@@ -158,7 +158,7 @@ def add_table(
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """Align rows of strings as a Markdown table, readable in TensorBoard and in a terminal."""
-    rows = [[cell.replace("|", r"\|").replace("\n", " ") for cell in row] for row in rows]
+    rows = [[str(cell).replace("|", r"\|").replace("\n", " ") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     head, *body = (
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |"
@@ -435,3 +435,9 @@ def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
     hits, taken = hits[last_of_score], np.flatnonzero(last_of_score) + 1
     gained = np.diff(hits, prepend=0)
     return float((gained * hits / taken).sum() / max(truth.sum(), 1))
+
+
+def worst_mistakes(probs: torch.Tensor, labels: torch.Tensor, count: int) -> list[int]:
+    true_probs = probs.gather(1, labels[:, None])[:, 0]
+    wrong = (probs.argmax(dim=1) != labels).nonzero()[:, 0]
+    return wrong[true_probs[wrong].argsort()][:count].tolist()

@@ -125,34 +125,32 @@ def measure_ours(args: argparse.Namespace, log_dir: str, settings: list[str]) ->
     """Train by train_cifar.py itself, with meters around its parts."""
     import train_cifar
     import viz
+    from support.run import Run
 
     meter, start = Meter(), []
     views = ["show_start", "show_report", "show_epoch", "show_end"]
     for name in views:
         skipped = (lambda *_: None) if args.way == "ours, no views" else None
         meter.around(train_cifar, name, skipped)
-    for name in ("evaluate", "save", "train"):
+    for name in ("evaluate", "train"):
         meter.around(train_cifar, name)
+    meter.around(Run, "save")
     meter.around(viz, "add_pr_curves")
-    timed_train, tests = train_cifar.train, []
+    timed_train, runs, tests = train_cifar.train, [], []
 
-    def train(*args):
+    def train(run: Run):
         start.append(since_start())
-        tests.append(timed_train(*args))
+        runs.append(run)
+        tests.append(timed_train(run))
         return tests[0]
 
-    def read_source(*_):
-        return *read_images(args), "folder" if args.data != "shapes" else "shapes"
-
     train_cifar.train = train
-    train_cifar.read_source = read_source
+    train_cifar.read_source = lambda *_: (*read_images(args), args.data)
     everything = ["--data", args.data, "--seed", str(args.seed), "--log-dir", log_dir, *settings]
-    parsed = train_cifar.parse_args(everything)
-    run = train_cifar.prepare(parsed, None)
-    epochs = parsed.epochs
-    if train_cifar.train_to_the_end(run, is_new=True):
+    if train_cifar.main(everything):
         raise SystemExit("the run failed")
-    seen, run_s = meter.wall, since_start()
+    run, seen, run_s = runs[0], meter.wall, since_start()
+    epochs = run.args.epochs
     total = seen["train"] + seen["show_start"] + seen["show_end"] + seen["save"]
     return {
         **meter.training(

@@ -1,4 +1,4 @@
-"""Save and restore the state of a run, so that a kill at any moment loses little but time.
+"""The state of a run, to a file and back: whole, or not at all.
 
 A checkpoint is a plain dictionary of tensors, numbers and strings in `RUN_DIR/checkpoint.pt`.
 """
@@ -12,9 +12,9 @@ import torch
 
 from support.errors import InputError
 
-NAME = "checkpoint.pt"
-FORMAT = 1
-PARTS = {  # what a checkpoint holds
+FILE_NAME = "checkpoint.pt"
+FORMAT_VERSION = 2
+KEYS = {  # what a checkpoint holds
     "settings": dict,
     "classes": list,
     "data_checksum": int,
@@ -29,34 +29,32 @@ PARTS = {  # what a checkpoint holds
 
 
 def save_checkpoint(run_dir: Path, state: dict) -> None:
-    """Write `state` to the run directory: whole, or not at all.
+    """Write `state` to the run folder: whole, or not at all.
 
-    It is written beside the old checkpoint and then moved over it, which is atomic, so a kill at
+    It is written next to the old checkpoint and then moved over it, which is atomic, so a kill at
     any moment leaves the old one or the new one. Raises OSError if the disk does not take it.
     """
-    path = run_dir / NAME
-    beside = path.with_suffix(".pt.tmp")
+    path = run_dir / FILE_NAME
+    temporary = path.with_suffix(".pt.tmp")
     buffer = io.BytesIO()  # torch.save itself turns an OSError of its file into other errors
-    torch.save({"format": FORMAT, **state}, buffer)
-    with open(beside, "wb") as file:
+    torch.save({"format": FORMAT_VERSION, **state}, buffer)
+    with open(temporary, "wb") as file:
         file.write(buffer.getbuffer())
         file.flush()
         os.fsync(file.fileno())  # otherwise a power cut may leave the new name with no content
-    os.replace(beside, path)
+    os.replace(temporary, path)
 
 
-def load_checkpoint(run_dir: Path) -> dict:
+def load_checkpoint(run_dir: str | Path) -> dict:
     """Read the state that `save_checkpoint` wrote, with its tensors on the CPU.
 
     `weights_only=True` builds tensors and plain Python values only: a file from elsewhere cannot
-    run code. Raises InputError if there is none, or if it is not a whole checkpoint of ours.
+    run code. Raises InputError if there is none, or if it is not a complete checkpoint of this
+    program.
     """
-    path = run_dir / NAME
+    path = Path(run_dir) / FILE_NAME
     if not os.path.isfile(path):  # unlike Path.is_file, it never raises
-        raise InputError(
-            f"no {NAME} in {str(run_dir)!r}: give the directory of a run that got as far as its "
-            "first checkpoint"
-        )
+        raise InputError(f"no {FILE_NAME} in {str(run_dir)!r}: give the folder of a run")
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load does not check the sums in it
             damaged = archive.testzip()
@@ -71,11 +69,11 @@ def load_checkpoint(run_dir: Path) -> dict:
         ) from error
     if (
         not isinstance(state, dict)
-        or state.get("format") != FORMAT
-        or not all(isinstance(state.get(name), kind) for name, kind in PARTS.items())
+        or state.get("format") != FORMAT_VERSION
+        or not all(isinstance(state.get(name), kind) for name, kind in KEYS.items())
     ):
         raise InputError(
-            f"{str(path)!r} is not a checkpoint of this program (format {FORMAT}): "
-            "give the directory of a run"
+            f"{str(path)!r} is not a checkpoint of this program (format {FORMAT_VERSION}): "
+            "start a new run without --resume"
         )
     return state

@@ -1,79 +1,103 @@
-"""Which device trains, and what makes a net as small as ours fast on it."""
+"""The device that trains, what makes a small net fast on a CPU, and a pass over all test images."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
-from support.errors import InputError
+from support.errors import InputError, RunError
+from support.processes import Processes, all_reduce_sum, is_lost_process
 
-ALL_THREADS = torch.get_num_threads()
+ALL_THREADS = torch.get_num_threads()  # before `tune_cpu` changes it
 SMALL_BATCH = 8  # images; up to here one CPU thread is faster than several
 
 
 def choose_device(name: str) -> torch.device:
-    """Turn `--device` into a device; raises InputError if this machine has no such device."""
-    found = ["cpu"]
-    if torch.backends.mps.is_available():
-        found.insert(0, "mps")
+    """Turn `--device` into a device; raises InputError if this machine has no such device.
+
+    `auto` is CUDA where there is one, and the CPU otherwise: with batches of four and so small a
+    net, starting an operation on MPS takes longer than computing it on the CPU.
+    """
+    available = ["cpu"]
     if torch.cuda.is_available():
-        found.insert(0, "cuda")
-        found += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        available += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        available.append("mps")
     if name == "auto":
-        name = found[0]
-    if name not in found:
-        raise InputError(f"--device {name!r}: this machine has {', '.join(found)} (or say auto)")
-    return torch.device(name)
+        name = "cuda" if "cuda" in available else "cpu"
+    if name not in available:
+        raise InputError(
+            f"--device {name!r}: this machine has {', '.join(available)} (or take auto)"
+        )
+    device = torch.device(name)
+    try:
+        torch.zeros(1, device=device).add(1).item()
+    except RuntimeError as error:
+        raise InputError(
+            f"--device {name!r} does not work here ({first_line(error)}): take --device cpu"
+        ) from error
+    return device
+
+
+@contextlib.contextmanager
+def device_errors(device: torch.device) -> Iterator[None]:
+    """Turn an error of a GPU (no memory, a missing operation) into a RunError of one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if device.type == "cpu" or isinstance(error, RunError) or is_lost_process(error):
+            raise
+        raise RunError(f"{device} failed ({first_line(error)}): try --device cpu") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its name."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def tune_cpu(batch_size: int) -> None:
-    """Set PyTorch's CPU threads and kernels to suit the batch size (measured: benchmarks/).
+    """Set, for the whole process, the CPU threads and kernels that suit the batch size.
 
-    A layer of this net is done with four images in less time than threads need to meet and oneDNN
-    needs to rearrange memory; with larger batches both pay.
+    With four images, a layer of this net takes less time than threads need to synchronise and
+    oneDNN needs to rearrange memory; with larger batches both pay (measured: benchmarks/).
+    Denormals (numbers below 1e-38) become 0: CPUs are very slow with them.
     """
     small = batch_size <= SMALL_BATCH
     torch.set_num_threads(1 if small else ALL_THREADS)
     torch.backends.mkldnn.set_flags(not small)
-    torch.set_flush_denormal(True)  # numbers below 1e-38 become 0: with them CPUs are very slow
+    torch.set_flush_denormal(True)
 
 
-def to_layout(images: torch.Tensor) -> torch.Tensor:
-    """Give large batches (B, 3, H, W) the memory layout that convolutions are fastest with."""
+def to_channels_last(images: torch.Tensor) -> torch.Tensor:
+    """Give large batches (B, 3, H, W) the memory layout in which convolutions are fastest."""
     if len(images) <= SMALL_BATCH:
         return images
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def predict(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Compute logits (B, C) of a large batch (B, 3, 32, 32), where no gradients are wanted.
+def prepare_net(net: nn.Module, processes: Processes) -> nn.Module:
+    """Return the net to train: of several processes, one that averages their gradients."""
+    return nn.parallel.DistributedDataParallel(net) if processes.count > 1 else net
 
-    On a CPU oneDNN is faster when one layer hands its result to the next in oneDNN's own format.
-    Its relu and its pooling turn NaN into a number, though.
+
+def predict_all(
+    net: nn.Module, loader: DataLoader, processes: Processes
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run the net over the N images of a loader, its batches distributed to the processes.
+
+    Returns logits (N, C) and labels (N,), both on the CPU, in every process. The net is in
+    evaluation mode meanwhile.
     """
-    if images.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        with contextlib.suppress(RuntimeError):  # the net has a layer that oneDNN lacks: do without
-            return net(images.to_mkldnn()).to_dense()
-    return net(to_layout(images))
-
-
-def prepare_net(net: nn.Module, images: torch.Tensor, processes: int) -> Callable:
-    """Return what computes logits from a batch like `images` in training, by the weights of `net`.
-
-    That is the net itself on one CPU. Several processes average their gradients. On CUDA a net as
-    small as this one waits for Python at every kernel, so its kernels, forward and backward, are
-    recorded once and replayed at every step.
-    """
-    if processes > 1:
-        return nn.parallel.DistributedDataParallel(net)
-    if images.device.type != "cuda":
-        return net
-    images = to_layout(images)
-    recorded = torch.cuda.make_graphed_callables(nn.Sequential(net), (images,))
-
-    def forward(batch: torch.Tensor) -> torch.Tensor:
-        # A recording knows one batch size: the last batch of an epoch may be smaller.
-        return recorded(batch) if batch.shape == images.shape else net(batch)
-
-    return forward
+    dataset = loader.dataset
+    tune_cpu(loader.batch_size)
+    logits = torch.zeros(len(dataset), len(dataset.classes), device=processes.device)
+    net.eval()
+    with torch.no_grad():
+        for index, (images, _) in enumerate(loader):
+            if index % processes.count == processes.rank:
+                start = index * loader.batch_size
+                logits[start : start + len(images)] = net(to_channels_last(images))
+    net.train()
+    return all_reduce_sum(logits, processes).cpu(), dataset.labels.cpu()

@@ -10,3 +10,15 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """The run failed (exit status 1); the message says where, and the likely cause."""
+
+
+class Stopped(Exception):
+    """A signal stopped the run, which is saved (exit status 128 + the signal's number)."""
+
+    def __init__(self, signum: int, message: str):
+        super().__init__(message)
+        self.signum = signum
+
+
+class NothingToDo(Exception):
+    """The run that is to be resumed is finished (exit status 0)."""

@@ -19,25 +19,41 @@ from support.errors import InputError
 
 
 class Processes(NamedTuple):
-    """Which process this is, from 0, and how many there are."""
+    """Which process this is, from 0, how many there are, and the device of this one."""
 
     rank: int
     count: int
+    device: torch.device
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def is_first() -> bool:
-    """Whether this process has rank 0, or is alone; known before they have met."""
-    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0"
+    """Whether this process has rank 0, or is alone; known before the processes have met."""
+    return not under_torchrun() or os.environ["RANK"] == "0"
 
 
-def start_processes(device: torch.device) -> Processes:
-    """Join the processes that torchrun started; on its own, a process is the first of one."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return Processes(0, 1)
+def start_processes(device: torch.device, batch_size: int) -> Processes:
+    """Join the processes that torchrun started; on its own, a process is the first of one.
+
+    Raises InputError if they cannot share a batch, or if there are more of them than GPUs.
+    """
+    if not under_torchrun():
+        return Processes(0, 1, device)
+    device = local_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     # The others wait for rank 0, which may have to download the images for an hour.
     dist.init_process_group(backend, timeout=timedelta(hours=2))
-    return Processes(dist.get_rank(), dist.get_world_size())
+    processes = Processes(dist.get_rank(), dist.get_world_size(), device)
+    if batch_size % processes.count:
+        raise InputError(
+            f"--batch-size {batch_size} cannot be divided among {processes.count} processes: "
+            "take a multiple"
+        )
+    return processes
 
 
 def local_device(device: torch.device) -> torch.device:
@@ -45,7 +61,7 @@ def local_device(device: torch.device) -> torch.device:
 
     Raises InputError if there are not enough.
     """
-    if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
+    if device.type != "cuda":
         return device
     processes, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
     if processes > gpus:
@@ -61,19 +77,19 @@ def share_of_batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """This process's share of a batch (B, ...).
 
-    A batch that cannot be shared out evenly, the last of an epoch, is computed whole by every
+    A batch that cannot be divided evenly, the last of an epoch, is computed whole by every
     process: the average of equal gradients is the same gradient.
     """
-    rank, count = processes
+    rank, count = processes.rank, processes.count
     if count == 1 or len(labels) % count:
         return images, labels
     return images[rank::count], labels[rank::count]
 
 
-def only_first(do: Callable[[], object], processes: Processes, device: torch.device):
+def on_first_process(do: Callable[[], object], processes: Processes):
     """Let rank 0 alone do something; every process gets its result.
 
-    What it raises for the reader's sake, a ValueError, is raised in every process.
+    An InputError that it raises is raised in every process.
     """
     if processes.count == 1:
         return do()
@@ -81,21 +97,21 @@ def only_first(do: Callable[[], object], processes: Processes, device: torch.dev
     if processes.rank == 0:
         try:
             message = [do()]
-        except ValueError as error:
+        except InputError as error:
             message = [error]
-    dist.broadcast_object_list(message, device=device)
-    if isinstance(message[0], ValueError):
+    dist.broadcast_object_list(message, device=processes.device)
+    if isinstance(message[0], InputError):
         raise message[0]
     return message[0]
 
 
-def total(tensor: torch.Tensor, processes: Processes) -> torch.Tensor:
-    """Sum a tensor over all processes."""
+def all_reduce_sum(tensor: torch.Tensor, processes: Processes) -> torch.Tensor:
+    """Sum a tensor over all processes, in place, and return it."""
     if processes.count > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
-def is_loss_of_a_process(error: RuntimeError) -> bool:
-    """Whether an operation of all processes failed, which is so when one of them has ended."""
+def is_lost_process(error: RuntimeError) -> bool:
+    """Whether a joint operation failed, which is so when one of the processes has ended."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)

@@ -1,213 +1,274 @@
-"""A run: what it is made of, its folder, its settings, and its state, saved and restored."""
+"""The books around a plain training loop: what is left to do, when to save, when to report.
+
+    for epoch in run.epochs():
+        for images, labels in run.batches():
+            ...  # a step of training, as anyone writes it
+            report = run.record(loss)
+
+A resumed run differs in nothing that the loop can see: the generators yield what is left.
+"""
+
+from __future__ import annotations
 
 import argparse
-import os
-import platform
-import sys
-from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
+import contextlib
+import functools
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
-import torchvision
 from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
-from data import Data
 from support.checkpoint import save_checkpoint
-from support.errors import InputError
-from support.processes import Processes
-from support.settings import parse_args
-from support.terminal import quote
+from support.device import device_errors, to_channels_last, tune_cpu
+from support.errors import RunError, Stopped
+from support.processes import Processes, all_reduce_sum, share_of_batch
+from support.run_dir import order_event_files
+from support.state import Progress, not_writable, start_run, state_of
+from support.terminal import caught_signals, progress_bar, quote, resume_command, say
 
-SHAPES_NOTE = "NOTE: these images are the built-in SHAPES, not CIFAR-10: its figures do not apply."
-
-
-@dataclass
-class Progress:
-    """How far a run has come; a checkpoint holds it, and `--resume` goes on from it."""
-
-    epoch: int = 0  # epochs done
-    batch: int = 0  # batches done in the epoch under way
-    step: int = 0  # batches done in all: the x axis in TensorBoard
-    window: int = 0  # batches since the last report
-    images: int = 0  # since the last report
-    seconds: float = 0.0  # of training since the last report, views not counted
-    finished: bool = False
+STAND_IN_NOTE = (
+    "NOTE: these images are the built-in SHAPES, not CIFAR-10: its figures do not apply."
+)
+BAR_EVERY = 50  # batches between two updates of the progress bar
 
 
-@dataclass
+class Report(NamedTuple):
+    """How training went since the last report."""
+
+    loss: float  # mean over the batches
+    images_per_second: float  # views not counted
+
+
 class Run:
-    """What the parts of a run have in common."""
+    """What the parts of a training run have in common, and how far it is."""
 
-    args: argparse.Namespace
-    run_dir: Path
-    device: torch.device
-    processes: Processes
-    data: Data
-    data_checksum: int
-    net: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler | None
-    shuffle_state: torch.Tensor  # of the loader's generator, at the start of the epoch
-    progress: Progress
-    losses: torch.Tensor  # of each batch since the last report; in one tensor, which stays
-    view_seconds: float = 0.0  # spent on drawing and writing views
-
-
-def make_run_dir(log_dir: str, run_name: str | None, suffix: str) -> Path:
-    """Make a new folder for the run, named by `run_name` or else by the time, and the suffix.
-
-    Raises InputError if it cannot be written or if a run of that name is there.
-    """
-    name = (run_name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")) + suffix
-    path = Path(log_dir) / name
-    for attempt in range(2, 1000):
-        try:
-            path.mkdir(parents=True)
-            return path
-        except FileExistsError:
-            if run_name or not path.is_dir():
-                raise InputError(
-                    f"{str(path)!r} is there already: choose another --run-name, or go on with "
-                    f"that run by --resume"
-                ) from None
-            path = path.with_name(f"{name}_{attempt}")  # two runs begun in the same second
-        except OSError as error:
-            raise InputError(cannot_write(path, error)) from error
-    raise InputError(f"{log_dir!r} holds too many runs of this second")
-
-
-def check_log_dir(log_dir: str) -> None:
-    """Raise InputError, before any work, if no folder can be made in `log_dir`."""
-    path = Path(log_dir).absolute()
-    while not os.path.lexists(path):  # unlike Path.exists, it never raises
-        path = path.parent
-    if not os.path.isdir(path) or not os.access(path, os.W_OK):
-        raise InputError(f"--log-dir {log_dir!r}: {str(path)!r} is no folder that can be written")
-
-
-def cannot_write(path: str | Path, error: OSError) -> str:
-    """Say in one line that a folder does not take our files, and why."""
-    return f"cannot write to {str(path)!r} ({error.strerror or error})"
-
-
-def hyperparameters(run: Run) -> dict[str, str | bool | int | float]:
-    """What distinguishes one run from another, for the HPARAMS table."""
-    args = run.args
-    return {
-        "epochs": args.epochs,
-        "batch size": args.batch_size,
-        "lr": args.lr,
-        "momentum": args.momentum,
-        "schedule": args.schedule,
-        "augment": "on" if args.augment else "off",
-        "seed": args.seed,
-        "images": run.data.source,
-        "device": run.device.type,
-    }
-
-
-def settings_table(run: Run) -> list[tuple[str, str]]:
-    """Rows for the TEXT tab: what this run is, and how to go on with it or do it again."""
-    train_set, test_set = run.data.train_loader.dataset, run.data.test_loader.dataset
-    rows = [("setting", "value")]
-    rows += [(name, str(value)) for name, value in hyperparameters(run).items()]
-    rows += [
-        ("training / test images", f"{len(train_set):,} / {len(test_set):,}"),
-        ("classes", ", ".join(run.data.classes)),
-        ("PyTorch", f"{torch.__version__}, torchvision {torchvision.__version__}"),
-        ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
-        ("command", f"`python {' '.join(map(quote, sys.argv))}`"),
-        ("resume", f"`python train_cifar.py --resume {quote(run.run_dir)}`"),
-    ]
-    if run.data.source == "shapes":
-        rows.insert(1, ("NOTE", SHAPES_NOTE))
-    return rows
-
-
-def save(run: Run) -> None:
-    """Write the checkpoint that `--resume` goes on from; the process of rank 0 does it for all."""
-    if run.processes.rank > 0:
-        return
-    progress = run.progress
-    scheduler = run.scheduler.state_dict() if run.scheduler else None
-    save_checkpoint(
-        run.run_dir,
-        {
-            "settings": vars(run.args),
-            "classes": run.data.classes,
-            "data_checksum": run.data_checksum,
-            "net": run.net.state_dict(),
-            "optimizer": run.optimizer.state_dict(),
-            "scheduler": scheduler,
-            "shuffle_state": run.shuffle_state,
-            "random_state": torch.get_rng_state(),
-            "progress": vars(progress),
-            "losses": run.losses[: progress.window].clone(),
-        },
-    )
-
-
-def restore(run: Run, state: dict) -> None:
-    """Put the run into the state that `save` wrote; raises InputError if it does not fit."""
-    if state["classes"] != run.data.classes or state["data_checksum"] != run.data_checksum:
-        raise InputError(
-            f"{str(run.run_dir)!r} was trained on other images than {run.args.data!r} holds now: "
-            "bring those back, or start a new run"
-        )
-    try:
-        run.net.load_state_dict(state["net"])
-        run.optimizer.load_state_dict(state["optimizer"])
-        if run.scheduler:
-            run.scheduler.load_state_dict(state["scheduler"])
-        run.data.train_loader.generator.set_state(state["shuffle_state"])
-        torch.set_rng_state(state["random_state"])
-        run.progress = read_progress(run, state["progress"])
-        run.losses[: run.progress.window] = state["losses"].to(run.device)
-    except Exception as error:  # strange content is refused in as many ways as there are parts
-        raise InputError(
-            f"the checkpoint in {str(run.run_dir)!r} is of another net than model.py's, or its "
-            "content is damaged: start a new run"
-        ) from error
-    run.shuffle_state = state["shuffle_state"]
-
-
-def read_progress(run: Run, state: dict) -> Progress:
-    """Turn what `save` made of the progress into it again; raises an error of some kind if not."""
-    progress = Progress(**state)
-    for name, default in vars(Progress()).items():
-        if type(state[name]) is not type(default):
-            raise TypeError(f"{name} is {state[name]!r}")
-    epoch_steps = len(run.data.train_loader)
-    if progress.step != progress.epoch * epoch_steps + progress.batch or not (
-        0 <= progress.batch < epoch_steps
-        and progress.epoch >= 0
-        and 0 <= progress.window < len(run.losses)
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        processes: Processes,
+        data,  # the namedtuple of data.py: both loaders, the classes, where the images are from
+        net: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None,
     ):
-        raise ValueError(f"{progress} is none of this run")
-    return progress
+        self.args, self.processes, self.data = args, processes, data
+        self.net, self.optimizer, self.scheduler = net, optimizer, scheduler
+        self.is_first = processes.rank == 0  # the process that prints, draws and saves
+        self.writer: SummaryWriter | None = None  # the first process opens it
+        self.progress = Progress()
+        self.view_seconds = 0.0  # spent on drawing and writing views
+        self.signals: list[int] = []
+        # of the loader's generator, at the start of the epoch
+        self.shuffle_state = data.train_loader.generator.get_state()
+        self.images, self.started = 0, 0.0  # since the last report, for its images per second
+        # How many batches a report is about; there is one at the end of each epoch anyway.
+        report_batches = max(1, round(args.report_every / args.batch_size))
+        report_batches = min(report_batches, len(data.train_loader))
+        # The loss of each of them, filled in place: `.item()` at every step would make a GPU wait.
+        self.losses = torch.zeros(report_batches, device=processes.device)
+
+    # ------------------------------------------------------------------------- the loop's books
+
+    def epochs(self) -> Iterator[int]:
+        """Yield the number of each epoch that is left, from 0; after each the run is saved.
+
+        After the last one `save(finished=True)` is left to the caller, who may have more to show.
+        Raises Stopped if a signal has come.
+        """
+        for epoch in range(self.progress.epoch, self.args.epochs):
+            yield epoch
+            self.progress.epoch, self.progress.batch = epoch + 1, 0
+            self.shuffle_state = self.data.train_loader.generator.get_state()
+            if self.progress.epoch < self.args.epochs:
+                self.save()
+            self.stop_if_asked()
+
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the batches of this epoch that are left: this process's share of each.
+
+        After each report the run is saved. Raises Stopped, with the run saved, after the batch in
+        which a signal has come.
+        """
+        loader, progress = self.data.train_loader, self.progress
+        tune_cpu(self.args.batch_size // self.processes.count)
+        loader.generator.set_state(self.shuffle_state)
+        batches = iter(loader)
+        for _ in range(progress.batch):  # those done before a stop: only their random numbers count
+            next(batches)
+        self.restart_clock()
+        title = f"epoch {progress.epoch + 1}"
+        with progress_bar(title, "batches", progress.batch, len(loader)) as bar:
+            for images, labels in batches:
+                self.images += len(labels)
+                images, labels = share_of_batch(images, labels, self.processes)
+                yield to_channels_last(images), labels
+                if progress.batch % BAR_EVERY == 0:
+                    recent = self.losses[: self.batches_since_report or None][-100:].mean().item()
+                    bar.set_postfix(loss=f"{recent:.3f}", refresh=False)
+                    bar.update(BAR_EVERY)
+                if progress.batch == len(loader):
+                    break  # the epoch's end saves and stops
+                if self.batches_since_report == 0:  # a report has just been made
+                    self.save()
+                    self.restart_clock()
+                self.stop_if_asked()
+
+    def record(self, loss: torch.Tensor) -> Report | None:
+        """Count a batch and keep its loss, a scalar; returns a report when one is due.
+
+        Raises RunError if a loss since the last report, or a weight now, is NaN or infinite.
+        """
+        self.losses[self.batches_since_report] = loss.detach()
+        self.progress.batch += 1
+        self.progress.step += 1
+        epoch_done = self.progress.batch == len(self.data.train_loader)
+        if self.batches_since_report and not epoch_done:
+            return None
+        mean_loss = self.mean_loss(self.batches_since_report or len(self.losses))
+        seconds = time.perf_counter() - self.started
+        return Report(mean_loss, self.images / seconds)
+
+    @property
+    def batches_since_report(self) -> int:
+        """The place of the next batch's loss in `losses`."""
+        return self.progress.batch % len(self.losses)
+
+    def mean_loss(self, count: int) -> float:
+        """The mean of the last `count` losses over all processes; raises RunError, see `record`."""
+        losses = all_reduce_sum(self.losses[:count].clone(), self.processes) / self.processes.count
+        bad = losses.isfinite().logical_not().nonzero()[:, 0]
+        if len(bad) > 0:
+            step = self.progress.step - count + 1 + bad[0].item()
+            raise diverged(f"loss became {losses[bad[0]].item()}", step)
+        if not all(weights.isfinite().all() for weights in self.net.parameters()):
+            raise diverged("weights became infinite or nan", self.progress.step)
+        return losses.mean().item()
+
+    def check_finite(self, name: str, value: float) -> None:
+        """Raise RunError if a number that follows from the weights is NaN or infinite."""
+        if not math.isfinite(value):
+            raise diverged(f"{name} became {value}", self.progress.step)
+
+    def stop_if_asked(self) -> None:
+        """Raise Stopped, with the run saved, if a signal has come, here or in another process."""
+        if self.processes.count == 1:
+            stop = bool(self.signals)
+        elif self.progress.batch % BAR_EVERY:  # asking the others takes time
+            stop = False
+        else:  # all must stop after the same batch
+            signals = torch.tensor(len(self.signals), device=self.processes.device)
+            stop = all_reduce_sum(signals, self.processes).item() > 0
+        if stop:
+            if self.batches_since_report:
+                self.mean_loss(self.batches_since_report)  # never save what is not finite
+            self.save()
+            # Without a signal here, another of several processes got one.
+            signum = self.signals[0] if self.signals else signal.SIGTERM
+            command = resume_command(self.run_dir)
+            name = signal.Signals(signum).name
+            raise Stopped(signum, f"stopped by {name}; to resume:\n  {command}")
+
+    def restart_clock(self) -> None:
+        """Start to count images and seconds anew, for a report's images per second."""
+        self.images, self.started = 0, time.perf_counter()
+
+    # ------------------------------------------------------------------- start, save, say, end
+
+    def start(self, state: dict | None) -> None:
+        """Make the folder of a new run, or bring back the one of which `state` was saved.
+
+        Raises InputError if that cannot be; then nothing is left behind.
+        """
+        start_run(self, state)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing has been trained yet."""
+        return self.progress.step == 0
+
+    @property
+    def first_step(self) -> int:
+        """The first step that TensorBoard has yet to be shown."""
+        return 0 if self.is_new else self.progress.step + 1
+
+    def save(self, finished: bool = False) -> None:
+        """Write the checkpoint that `--resume` continues from; the first process does it."""
+        self.progress.finished = finished
+        if self.is_first:
+            save_checkpoint(self.run_dir, state_of(self))
+
+    def say(self, text: str) -> None:
+        """Print a line that begins with epoch and step."""
+        epoch, epochs = self.progress.epoch + 1, self.args.epochs
+        say(f"epoch {epoch}/{epochs}  step {self.progress.step:>7,}  {text}")
+
+    @contextlib.contextmanager
+    def in_progress(self) -> Iterator[None]:
+        """Say what is run and where, catch signals, and close the writer at the end.
+
+        Raises RunError if the run folder does not take what is written.
+        """
+        begun = time.perf_counter()
+        say(f"images  {self.data.source}: {len(self.data.train_loader.dataset):,} to train on")
+        say(f"device  {self.processes.device}")
+        say(f"run     {self.run_dir}")
+        self.say_if_stand_in()
+        order_event_files(self.run_dir)
+        try:
+            with caught_signals() as self.signals, device_errors(self.processes.device):
+                yield
+        except OSError as error:
+            raise not_writable(self.run_dir, error) from error
+        finally:
+            if self.writer:
+                with contextlib.suppress(OSError):  # a full disk has been reported
+                    self.writer.close()
+            if self.is_first:
+                self.lock.release()
+        seconds = time.perf_counter() - begun
+        say(f"finished in {seconds:.1f} s, {self.view_seconds:.1f} s of it for views")
+        self.say_if_stand_in()
+        say("now look at it:")
+        say(f"  tensorboard --logdir {quote(self.run_dir.parent)} --samples_per_plugin images=100")
+
+    def say_if_stand_in(self) -> None:
+        """Say it loudly when the images are not those of the notes."""
+        if self.data.is_stand_in:
+            say(STAND_IN_NOTE)
 
 
-def read_settings(state: dict, run_dir: str) -> argparse.Namespace:
-    """Return the settings of the run in `run_dir`, checked like those of a command line.
+def first_process_draws(show: Callable[..., None]) -> Callable[..., None]:
+    """Let only the first process draw these views, in time that is not counted as training.
 
-    Raises InputError if they are not the settings of this program.
+    What is written is flushed, for a kill would lose it. A view that fails costs the views of this
+    call that come after it, never the run; an OSError (such as a full disk) does end the run.
     """
-    settings = state["settings"] | {"resume": None}
-    words = []
-    for name, value in settings.items():
-        flag = f"--{name}".replace("_", "-")
-        if isinstance(value, list):
-            words += [f"{flag}={item}" for item in value]
-        elif value is True:
-            words.append(flag)
-        elif value not in (None, False):
-            words.append(f"{flag}={value}")
-    args = parse_args(words)
-    if vars(args) != settings:
-        raise InputError(
-            f"the checkpoint in {run_dir!r} has other settings than this version of the program: "
-            "start a new run"
-        )
-    args.resume = run_dir
-    return args
+
+    @functools.wraps(show)
+    def draw(run: Run, *args: object) -> None:
+        if not run.is_first:
+            return
+        begun = time.perf_counter()
+        try:
+            show(run, *args)
+        except OSError:
+            raise
+        except Exception as error:  # a picture is never worth the training
+            say(f"WARNING: a view could not be drawn ({type(error).__name__}: {error})")
+        run.writer.flush()
+        run.view_seconds += time.perf_counter() - begun
+
+    return draw
+
+
+def diverged(what: str, step: int) -> RunError:
+    """The error of a run in which a number overflowed or became NaN."""
+    return RunError(
+        f"the {what} at step {step:,}: the learning rate is probably too high; "
+        "start again with a smaller --lr"
+    )

@@ -1,27 +1,110 @@
-"""What the program hears and says: signals, and lines on the terminal."""
+"""What the program hears and says: signals, lines on the terminal, and the exit status."""
 
 import contextlib
+import functools
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
-from support.processes import is_first
+from support.errors import InputError, NothingToDo, RunError, Stopped
+from support.processes import is_first, is_lost_process, under_torchrun
+
+PROGRAM = "train_cifar.py"
 
 
-class Stopped(Exception):
-    """A signal has ended the training; the run is saved."""
+def exit_status(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | None], int]:
+    """Make `main` return an exit status, and every known error one line on stderr.
 
-    def __init__(self, signals: list[int]):
-        # Without a signal here, another of several processes got one.
-        self.signum = signals[0] if signals else signal.SIGTERM
-        super().__init__(signal.Signals(self.signum).name)
+    0: done; 1: the run failed; 2: bad input; 128 + n: stopped by signal n.
+    """
+
+    @functools.wraps(main)
+    def run_main(argv: list[str] | None = None) -> int:
+        prepare_streams()
+        threading.excepthook = report_thread_error
+        try:
+            main(argv)
+        except NothingToDo as reason:
+            say(str(reason))
+        except InputError as error:
+            return fail(2, f"error: {error}")
+        except (RunError, OSError) as error:
+            return fail(1, f"failed: {error}")
+        except Stopped as stop:
+            say(str(stop))
+            return 128 + stop.signum
+        except KeyboardInterrupt:
+            return fail(128 + signal.SIGINT, "interrupted")
+        except RuntimeError as error:
+            if not is_lost_process(error):
+                raise
+            # The survivor reports it; rank 0 may be the one that died.
+            return complain(1, "failed: another process of this run has ended")
+        return 0
+
+    return run_main
+
+
+def prepare_streams() -> None:
+    """Make stdout and stderr usable, whatever the shell has done to them."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or (name == "stdout" and not is_first()):  # closed; or not the speaker
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif hasattr(stream, "reconfigure"):  # class names may not fit the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
+
+
+def say(text: str) -> None:
+    """Print a line without tearing the progress bar; a file or pipe gets it at once.
+
+    Raises RunError if the output cannot be written.
+    """
+    try:
+        tqdm.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):
+            # Python would try once more, when it ends, to write what is left.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        broken = isinstance(error, BrokenPipeError)  # for example after `| head`
+        reason = "nobody reads it" if broken else error.strerror or error
+        raise RunError(
+            f"the output cannot be written ({reason}); the last checkpoint can be resumed"
+        ) from error
+
+
+def progress_bar(title: str, unit: str, done: int, total: int) -> tqdm:
+    """A bar on a terminal; in a file or a pipe, none."""
+    return tqdm(total=total, initial=done, desc=title, unit=f" {unit}", disable=None, leave=False)
+
+
+def fail(status: int, message: str) -> int:
+    """Print one line on stderr, whatever the number of processes, and return the exit status."""
+    return complain(status, message) if is_first() else status
+
+
+def complain(status: int, message: str) -> int:
+    """Print one line on stderr, in this process, and return the exit status."""
+    with contextlib.suppress(OSError):  # stderr is closed or full: the status has to do
+        print(f"{PROGRAM}: {message}", file=sys.stderr, flush=True)
+    return status
+
+
+def report_thread_error(error: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread, but not for an OSError (such as a full disk).
+
+    TensorBoard's writer hands the OSError of its thread on to ours, where it gets one line.
+    """
+    if not issubclass(error.exc_type, OSError):
+        threading.__excepthook__(error)
 
 
 @contextlib.contextmanager
@@ -30,12 +113,12 @@ def caught_signals() -> Iterator[list[int]]:
     caught: list[int] = []
     signums = signal.SIGINT, signal.SIGTERM
 
-    def note(signum: int, frame: object) -> None:
+    def on_signal(signum: int, frame: object) -> None:
         caught.append(signum)
         for signum in signums:
             signal.signal(signum, signal.SIG_DFL)
 
-    before = {signum: signal.signal(signum, note) for signum in signums}
+    before = {signum: signal.signal(signum, on_signal) for signum in signums}
     try:
         yield caught
     finally:
@@ -43,29 +126,28 @@ def caught_signals() -> Iterator[list[int]]:
             signal.signal(signum, handler)
 
 
-def report_thread_error(error: threading.ExceptHookArgs) -> None:
-    """Print the traceback of a thread, but none of a full disk or the like.
-
-    TensorBoard's writer hands the OSError of its thread on to ours, where it gets one line.
-    """
-    if not issubclass(error.exc_type, OSError):
-        threading.__excepthook__(error)
-
-
-def say(text: str) -> None:
-    """Print a line without tearing the progress bar; a file or pipe gets it at once."""
-    tqdm.write(text)
-    sys.stdout.flush()
-
-
-def fail(status: int, message: str) -> int:
-    """Print one line on stderr, whatever the number of processes, and return the exit status."""
-    if is_first():
-        print(f"train_cifar.py: {message}", file=sys.stderr)
-    return status
-
-
-def quote(path: str | Path) -> str:
-    """Quote a path for the shell of this system."""
-    text = str(path)
+def quote(text: str | Path) -> str:
+    """Quote a word for the shell of this system."""
+    text = str(text)
     return subprocess.list2cmdline([text]) if os.name == "nt" else shlex.quote(text)
+
+
+def start_command(*words: str) -> str:
+    """A command line that starts this program with other words, from the same folder."""
+    if under_torchrun():
+        program = ["torchrun", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"]
+    else:
+        program = [Path(sys.executable).stem or "python"]
+    return " ".join(map(quote, [*program, sys.argv[0], *words]))
+
+
+def command_line() -> str:
+    """The command line that started this program."""
+    return start_command(*sys.argv[1:])
+
+
+def resume_command(run_dir: Path) -> str:
+    """The command line that resumes a run."""
+    if str(run_dir).startswith("-"):  # argparse would take it for a flag
+        return start_command(f"--resume={run_dir}")
+    return start_command("--resume", str(run_dir))

@@ -11,8 +11,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import time
-import types
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
@@ -20,7 +18,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from tensorboard.summary.writer import event_file_writer
 
 import train_cifar
 from support import device
@@ -102,9 +99,9 @@ def train(arguments: list[object], run_dir: Path, *faults: Callable[[], None]) -
     return run([*arguments, "--run-name", run_dir.name], run_dir, *faults)
 
 
-def resume(run_dir: Path, starts: int, *faults: Callable[[], None]) -> Finished:
-    """Resume the run in a process of its own; `starts` counts how often it was started before."""
-    return run(["--resume", run_dir], run_dir, Later(10 * starts), *faults)
+def resume(run_dir: Path, *faults: Callable[[], None]) -> Finished:
+    """Resume the run in a process of its own."""
+    return run(["--resume", run_dir], run_dir, *faults)
 
 
 def run(arguments: list[object], run_dir: Path, *faults: Callable[[], None]) -> Finished:
@@ -112,20 +109,6 @@ def run(arguments: list[object], run_dir: Path, *faults: Callable[[], None]) -> 
     output = run_dir.parent.with_name(f"{run_dir.parent.name}-{run_dir.name}.txt")
     output.unlink(missing_ok=True)
     return finish(start(arguments, output, *faults), output)
-
-
-class Later(NamedTuple):
-    """A clock that is ahead, for TensorBoard's writer.
-
-    Event files are named by the second and read in the order of their names. Two starts are always
-    seconds apart, but not when they are forked.
-    """
-
-    seconds: int
-
-    def __call__(self) -> None:
-        clock = types.SimpleNamespace(time=lambda: time.time() + self.seconds)
-        event_file_writer.time = clock
 
 
 def run_here(
@@ -139,6 +122,7 @@ def run_here(
     os.dup2(file, sys.stdout.fileno())
     os.dup2(file, sys.stderr.fileno())
     os.environ.update(environment)
+    sys.argv = ["train_cifar.py", *words]
     torch.set_num_threads(1)  # OpenMP may hang in a fork when it wants more
     device.ALL_THREADS = 1
     for fault in faults:

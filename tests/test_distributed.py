@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import read_scalars, same_weights
-from forked import HANG, Fault, Finished, Later, finish, kill, start, terminate, train
+from forked import HANG, Fault, Finished, finish, kill, start, terminate, train
 from test_faults import Vanished
 
 import train_cifar
@@ -101,7 +101,7 @@ def of_two(words, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     done = torchrun(train_cifar.__file__, [*words, "--run-name", "run"], folder)
     assert done.returncode == 0, done.stderr
-    for line in ("images  folder", "epoch 2/2  step      16  test loss", "finished in", "| sky"):
+    for line in ("images  ", "epoch 2/2  step      16  test loss", "finished in", "| sky"):
         assert done.stdout.count(line) == 1, done.stdout
     (run_dir,) = (folder / "runs").iterdir()
     assert len(list(run_dir.glob("events.out.tfevents.*"))) == 1
@@ -175,10 +175,10 @@ def test_a_loss_that_is_no_number_ends_all(words, tmp_path):
 def test_a_signal_to_one_process_saves_and_ends_all(words, tmp_path, of_two):
     """The other stops at the same batch; both go on from there."""
     line = [*words, "--log-dir", tmp_path, "--run-name", "run"]
-    press = [Fault("train_cifar.to_layout", terminate, 3)]
+    press = [Fault("support.run.to_channels_last", terminate, 3)]
     assert statuses(two(line, tmp_path / "output", [], press)) == [143, 143]
     assert complaints(tmp_path / "output") == []
-    command = f"python train_cifar.py --resume {tmp_path / 'run'}"
+    command = f"torchrun --nproc_per_node=2 train_cifar.py --resume {tmp_path / 'run'}"
     assert (tmp_path / "output").read_text().count(command) == 1
     assert load_checkpoint(tmp_path / "run")["progress"]["step"] == 8
     assert_goes_on(tmp_path / "run", of_two)
@@ -187,15 +187,15 @@ def test_a_signal_to_one_process_saves_and_ends_all(words, tmp_path, of_two):
 def assert_goes_on(run_dir: Path, whole: Path) -> None:
     """Resumed by two processes, the run ends with the weights of the one that was not stopped."""
     output = run_dir.with_name("resumed")
-    assert statuses(two(["--resume", run_dir], output, [Later(10)], [])) == [0, 0]
+    assert statuses(two(["--resume", run_dir], output, [], [])) == [0, 0]
     assert complaints(output) == []
     assert same_weights(run_dir, whole)
 
 
 DEATHS = {
     "the first, reading images": (0, Fault("data.read_image", kill, 30)),
-    "the first, in an epoch": (0, Fault("train_cifar.to_layout", kill, 12)),
-    "the other, in an epoch": (1, Fault("train_cifar.to_layout", kill, 12)),
+    "the first, in an epoch": (0, Fault("support.run.to_channels_last", kill, 12)),
+    "the other, in an epoch": (1, Fault("support.run.to_channels_last", kill, 12)),
     "the other, in an evaluation": (1, Fault("train_cifar.evaluate", kill, 2)),
 }
 
@@ -209,7 +209,7 @@ def test_a_process_that_dies_ends_the_other(words, tmp_path, of_two, death):
     assert found.pop(dead) == -signal.SIGKILL
     assert found == [1]
     (error,) = complaints(tmp_path / "output")
-    assert error == "train_cifar.py: stopped: another process of this run has ended"
+    assert error == "train_cifar.py: failed: another process of this run has ended"
     if "epoch" in death:
         assert_goes_on(tmp_path / "run", of_two)
 
@@ -217,7 +217,7 @@ def test_a_process_that_dies_ends_the_other(words, tmp_path, of_two, death):
 def test_a_disk_fault_of_the_first_ends_all(words, tmp_path):
     run_dir = tmp_path / "run"
     line = [*words, "--log-dir", tmp_path, "--run-name", "run"]
-    vanish = [Fault("train_cifar.save", Vanished(run_dir), 2)]
+    vanish = [Fault("support.run.Run.save", Vanished(run_dir), 1)]
     assert statuses(two(line, tmp_path / "output", vanish, [])) == [1, 1]
     first, second = sorted(complaints(tmp_path / "output"))
     assert "another process" in first and f"cannot write to {str(run_dir)!r}" in second
@@ -229,12 +229,12 @@ def test_torchrun_ends_with_an_error_when_a_process_dies(words, tmp_path):
     script.write_text(
         "import os, sys, forked, train_cifar\n"
         "if os.environ['RANK'] == '1':\n"
-        "    forked.arrange(forked.Fault('train_cifar.to_layout', forked.kill, 3))\n"
+        "    forked.arrange(forked.Fault('support.run.to_channels_last', forked.kill, 3))\n"
         "sys.exit(train_cifar.main())\n"
     )
     done = torchrun(script, words, tmp_path)
     assert done.returncode == 1
-    assert done.stderr.count("train_cifar.py: stopped: another process of this run has ended") == 1
+    assert done.stderr.count("train_cifar.py: failed: another process of this run has ended") == 1
     assert "SIGKILL" in done.stderr  # torchrun's own report
     (run_dir,) = (tmp_path / "runs").iterdir()
     assert load_checkpoint(run_dir)["progress"]["step"] == 2

@@ -12,31 +12,41 @@ last checkpoint stays whole, and `--resume` goes on from it.
 | a stop in the middle of an epoch | goes on at the next batch | `test_resume.test_a_run_goes_on_at_the_very_batch` |
 | Ctrl-C or SIGTERM, in training, views, evaluation, a save | saved, flushed; the resume command; 130 or 143 | `test_faults.test_a_signal_saves_and_says_how_to_go_on` |
 | a signal after the last epoch | the run ends as usual | `test_faults.test_a_signal_after_the_last_batch_lets_the_run_end` |
+| Ctrl-C while Python imports | one line | `test_faults.test_ctrl_c_during_the_imports_gives_one_line` |
 | a second signal | ends at once; the last checkpoint is whole | `test_faults.test_a_second_signal_ends_at_once` |
 | a signal while images are read | ends; nothing was made | `test_faults.test_a_signal_while_images_are_read_leaves_nothing` |
 | **what is to be resumed** | | |
 | the run is finished | says so; 0; nothing is touched | `test_resume.test_a_finished_run_has_nothing_left_to_do` |
 | the run directory was moved or renamed | goes on there | `test_resume.test_a_run_goes_on_from_another_directory_and_under_another_name` |
-| the images have changed | refused; the directory is left as it was | `test_resume.test_other_images_are_refused` |
+| the images or labels have changed, of training or test | refused; the folder is left as it was | `test_resume.test_other_images_are_refused` |
 | a truncated checkpoint | refused, the same | `test_resume.test_a_truncated_checkpoint_is_refused` |
 | a flipped bit in it | refused, the same | `test_resume.test_a_flipped_bit_in_a_checkpoint_is_refused` |
 | a checkpoint of another net | refused, the same | `test_resume.test_a_checkpoint_of_another_net_is_refused` |
 | a checkpoint of another program | refused, the same | `test_resume.test_what_another_program_saved_is_refused` |
 | values in it missing or of a wrong kind | refused, the same | `test_resume.test_strange_content_of_a_checkpoint_never_gives_a_traceback` |
 | code in it | refused, not run | `test_resume.test_code_in_a_checkpoint_is_not_run` |
+| killed before its first checkpoint | another name is asked for | `test_resume.test_a_run_killed_before_its_first_checkpoint_can_be_started_again` |
+| the clock was set back | both loaders show every step once | `test_resume.test_a_clock_that_was_set_back_hides_nothing` |
+| settings of any value, 0 too | resumed with them | `test_resume.test_any_setting_survives_save_and_resume` |
+| the printed command is pasted | it resumes the run | `test_faults.test_the_printed_command_resumes_the_run` |
 | no checkpoint there | refused | `test_resume.test_a_directory_without_a_checkpoint_is_refused` |
 | **the disk** | | |
 | full or read-only, at an event, a checkpoint, the last views | 1 and a line; goes on when it is mended | `test_faults.test_a_disk_that_takes_no_more_ends_the_run` |
 | a limit of file sizes | the same | `test_faults.test_a_file_that_may_not_grow_ends_the_run` |
 | the run directory vanishes, or a file is in its place | 1 and a line | `test_faults.test_a_run_directory_that_vanishes_ends_the_run` |
 | nobody reads stdout (`head`) | 1 and a line; can be resumed | `test_faults.test_output_that_nobody_reads_ends_the_run` |
+| stdout is on a full device | 1 and a line that names it; can be resumed | `test_faults.test_output_that_cannot_be_written_is_named` |
+| stdout or stderr is closed | the run goes on | `test_faults.test_closed_and_full_streams_give_no_traceback` |
 | a log directory that cannot be written | refused before any work | `test_train.test_a_log_dir_that_cannot_be_written_is_refused` |
 | a run of that name is there | refused; it is left alone | `test_train.test_a_run_name_that_is_there_is_refused_and_left_alone` |
 | **numbers** | | |
 | the loss, the weights or the test loss become NaN or infinite | 1 and a line with the step; the last good checkpoint stays | `test_faults.test_numbers_that_leave_the_floats_end_the_run` |
 | extreme learning rates and momenta | trained, or the same | `test_faults.test_extreme_settings` |
 | histograms of NaN and infinity | they are left out | `test_viz.test_histograms_of_odd_values_count_the_finite_ones` |
+| **views** | | |
+| a view fails | a line; the run goes on | `test_faults.test_a_view_that_fails_costs_the_view_and_not_the_run` |
 | **two at once** | | |
+| two resumes of a run | one goes on, the other gets 2 | `test_resume.test_of_two_resumes_at_once_one_goes_on`, `test_resume.test_a_run_in_progress_cannot_be_resumed` |
 | two runs begun in the same second | a directory each | `test_faults.test_two_runs_begun_in_the_same_second_do_not_mix` |
 | two processes download at once | it is downloaded once | `test_download.test_two_processes_download_once` |
 | **several processes of one run** | | |
@@ -83,6 +93,8 @@ last checkpoint stays whole, and `--resume` goes on from it.
 import functools
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,9 +120,11 @@ from hypothesis import strategies as st
 from loaders import in_python_loader, open_run
 
 import data
+import support.run_dir
 import train_cifar
-from support import run
 from support.checkpoint import load_checkpoint
+from support.errors import NothingToDo
+from support.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +142,7 @@ def arguments(image_folder: Path, run_dir: Path) -> list[object]:
 
 def assert_goes_on(run_dir: Path, whole: Path) -> None:
     """Resumed, the run ends as if nothing had happened."""
-    finished = resume(run_dir, 1)
+    finished = resume(run_dir)
     assert finished.status == 0, finished.output
     assert same_weights(run_dir, whole)
     assert in_python_loader(open_run(run_dir)) == in_python_loader(open_run(whole))
@@ -136,7 +150,7 @@ def assert_goes_on(run_dir: Path, whole: Path) -> None:
 
 def complaint(finished: Finished) -> str:
     """The one line that the program says about its failure; everything else is its usual output."""
-    usual = r"(images|device|run|epoch \d+/\d+) |NOTE: |stopped by |  python "
+    usual = r"(images|device|run|epoch \d+/\d+) |NOTE: |stopped by |  python |\|"
     (line,) = (line for line in finished.output.splitlines() if not re.match(usual, line))
     assert line.startswith("train_cifar.py: ")
     return line.removeprefix("train_cifar.py: ")
@@ -146,7 +160,7 @@ def complaint(finished: Finished) -> str:
 
 MOMENTS = {
     "before the first batch": ("viz.add_net_graph", 1, 1),
-    "in an epoch": ("train_cifar.to_layout", 9, 9),
+    "in an epoch": ("support.run.to_channels_last", 9, 9),
     "in a report": ("viz.add_predictions", 2, 10),
     "in a save": ("support.checkpoint.os.fsync", 3, 10),
     "in an evaluation": ("train_cifar.evaluate", 1, 15),
@@ -164,7 +178,7 @@ def test_a_signal_saves_and_says_how_to_go_on(image_folder, tmp_path, whole, mom
     finished = train(arguments(image_folder, run_dir), run_dir, Fault(place, press, call))
     assert finished.status == {interrupt: 130, terminate: 143}[press]
     *_, said, command = finished.output.splitlines()
-    assert said == f"stopped by {'SIGINT' if press is interrupt else 'SIGTERM'}; to go on:"
+    assert said == f"stopped by {'SIGINT' if press is interrupt else 'SIGTERM'}; to resume:"
     assert command == f"  python train_cifar.py --resume '{run_dir}'"
     assert "Traceback" not in finished.output
     assert load_checkpoint(run_dir)["progress"]["step"] == step
@@ -196,7 +210,7 @@ def press_both() -> None:
 )
 def test_a_second_signal_ends_at_once(image_folder, tmp_path, whole, press, signum):
     run_dir = tmp_path / "run"
-    fault = Fault("train_cifar.to_layout", press, 9)
+    fault = Fault("support.run.to_channels_last", press, 9)
     finished = train(arguments(image_folder, run_dir), run_dir, fault)
     assert finished.status == -signum
     assert "Traceback" not in finished.output
@@ -213,6 +227,20 @@ def test_a_signal_while_images_are_read_leaves_nothing(image_folder, tmp_path, p
     said = {interrupt: "train_cifar.py: interrupted\n", terminate: ""}[press]
     assert finished == (status, said)
     assert not log_dir.exists()
+
+
+def test_ctrl_c_during_the_imports_gives_one_line(tmp_path):
+    """It is pressed by the first large module that is imported."""
+    (tmp_path / "torch.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    done = subprocess.run(
+        [sys.executable, train_cifar.__file__],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGINT  # which a shell reports as 130
+    assert (done.stdout, done.stderr) == ("", "train_cifar.py: interrupted\n")
 
 
 # ------------------------------------------------------------------------------------------- disk
@@ -234,12 +262,13 @@ class Filled(NamedTuple):
 
 
 class ReadOnly(NamedTuple):
-    """Make a disk refuse every change."""
+    """Make a disk refuse every change, although a file on it is open: mount it over itself."""
 
     folder: Path
 
     def __call__(self) -> None:
-        mount("-o", "remount,ro", self.folder)
+        assert mount("--bind", self.folder, self.folder)
+        assert mount("-o", "remount,bind,ro", self.folder)
 
 
 class Vanished(NamedTuple):
@@ -282,10 +311,10 @@ def disk(tmp_path) -> Path:
 
 DISK_FAULTS = {
     "full, at an event": (Filled, "viz.add_predictions", 2, "No space left on device"),
-    "full, at a checkpoint": (Filled, "train_cifar.save", 3, "No space left on device"),
+    "full, at a checkpoint": (Filled, "support.run.Run.save", 2, "No space left on device"),
     "full, at the last views": (Filled, "viz.add_projector", 1, "No space left on device"),
     "read-only, at an event": (ReadOnly, "viz.add_predictions", 2, "Read-only file system"),
-    "read-only, at a checkpoint": (ReadOnly, "train_cifar.save", 3, "Read-only file system"),
+    "read-only, at a checkpoint": (ReadOnly, "support.run.Run.save", 2, "Read-only file system"),
 }
 
 
@@ -296,15 +325,18 @@ def test_a_disk_that_takes_no_more_ends_the_run(image_folder, disk, whole, fault
     finished = train(arguments(image_folder, run_dir), run_dir, Fault(place, happen(disk), call))
     assert finished.status == 1, finished.output
     line = complaint(finished)
-    assert line.startswith(f"stopped: cannot write to {str(run_dir)!r} ({reason})")
+    assert line.startswith(f"failed: cannot write to {str(run_dir)!r} ({reason})")
     assert line.endswith(f"--resume {run_dir}")
     before = load_checkpoint(run_dir)
 
-    again = resume(run_dir, 1)  # nothing has changed yet
+    again = resume(run_dir)  # nothing has changed yet
     assert (again.status, complaint(again)) == (1, line)
     assert load_checkpoint(run_dir)["progress"] == before["progress"]
 
-    (disk / "filler").unlink() if happen is Filled else mount("-o", "remount,rw", disk)
+    if happen is Filled:
+        (disk / "filler").unlink()
+    else:
+        subprocess.run(["umount", disk], check=True)
     assert_goes_on(run_dir, whole)
 
 
@@ -315,25 +347,25 @@ def limit_file_size() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
-@pytest.mark.parametrize("place", ["viz.add_predictions", "train_cifar.save"])
+@pytest.mark.parametrize("place", ["viz.add_predictions", "support.run.Run.save"])
 def test_a_file_that_may_not_grow_ends_the_run(image_folder, tmp_path, whole, place):
     """The same, for those who cannot mount a disk."""
     run_dir = tmp_path / "run"
-    fault = Fault(place, limit_file_size, 3)
+    fault = Fault(place, limit_file_size, 2)
     finished = train(arguments(image_folder, run_dir), run_dir, fault)
     assert finished.status == 1, finished.output
-    assert complaint(finished).startswith(f"stopped: cannot write to {str(run_dir)!r} (File too")
+    assert complaint(finished).startswith(f"failed: cannot write to {str(run_dir)!r} (File too")
     assert_goes_on(run_dir, whole)
 
 
-@pytest.mark.parametrize("place", ["viz.add_predictions", "train_cifar.save"])
+@pytest.mark.parametrize("place", ["viz.add_predictions", "support.run.Run.save"])
 @pytest.mark.parametrize("happen", [Vanished, Replaced])
 def test_a_run_directory_that_vanishes_ends_the_run(image_folder, tmp_path, whole, happen, place):
     run_dir = tmp_path / "run"
-    fault = Fault(place, happen(run_dir), 3)
+    fault = Fault(place, happen(run_dir), 2)
     finished = train(arguments(image_folder, run_dir), run_dir, fault)
     assert finished.status == 1, finished.output
-    assert complaint(finished).startswith(f"stopped: cannot write to {str(run_dir)!r} (N")
+    assert complaint(finished).startswith(f"failed: cannot write to {str(run_dir)!r} (N")
     assert not run_dir.is_dir()
     assert_goes_on(tmp_path / "moved", whole)
 
@@ -351,8 +383,90 @@ def test_output_that_nobody_reads_ends_the_run(image_folder, tmp_path, whole):
     fault = Fault("train_cifar.evaluate", close_reader)
     finished = train(arguments(image_folder, run_dir), run_dir, fault)
     assert finished.status == 1
-    assert complaint(finished).startswith("stopped: nobody reads the output")
+    assert complaint(finished).startswith("failed: the output cannot be written (nobody reads it)")
     assert_goes_on(run_dir, whole)
+
+
+def full_output() -> None:
+    """Give the program a stdout that takes nothing, as a full disk does."""
+    os.dup2(os.open("/dev/full", os.O_WRONLY), sys.stdout.fileno())
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_output_that_cannot_be_written_is_named(image_folder, tmp_path, whole):
+    """And not the run folder, which is in order."""
+    run_dir = tmp_path / "run"
+    fault = Fault("train_cifar.evaluate", full_output)
+    finished = train(arguments(image_folder, run_dir), run_dir, fault)
+    assert finished.status == 1
+    assert complaint(finished).startswith("failed: the output cannot be written (No space left")
+    assert_goes_on(run_dir, whole)
+
+
+SHELL = shutil.which("sh")
+
+
+@pytest.mark.skipif(not SHELL, reason="needs a POSIX shell")
+@pytest.mark.parametrize(("streams", "status"), [(">&- 2>&-", 0), (">/dev/full 2>&-", 1)])
+def test_closed_and_full_streams_give_no_traceback(image_folder, tmp_path, streams, status):
+    """Where nobody wants to hear, training goes on; where a line is lost, it ends with 1."""
+    words = settings(image_folder, tmp_path, "--views", "notes", "--epochs", 1)
+    command = shlex.join(map(str, [sys.executable, train_cifar.__file__, *words]))
+    done = subprocess.run([SHELL, "-c", f"{command} {streams}"], capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (status, b"", b"")
+    (run_dir,) = tmp_path.iterdir()
+    assert load_checkpoint(run_dir)["progress"]["finished"] == (status == 0)
+
+
+# ------------------------------------------------------------------------------------------ views
+
+
+def no_memory() -> None:
+    raise MemoryError("of 3.2 GB")
+
+
+VIEWS = ["add_net_graph", "add_histograms", "add_confusion_matrix", "add_projector"]
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_that_fails_costs_the_view_and_not_the_run(image_folder, tmp_path, whole, view):
+    run_dir = tmp_path / "run"
+    fault = Fault(f"viz.{view}", no_memory)
+    finished = train(arguments(image_folder, run_dir), run_dir, fault)
+    assert finished.status == 0, finished.output
+    assert "WARNING: a view could not be drawn (MemoryError: of 3.2 GB)" in finished.output
+    assert same_weights(run_dir, whole)
+    shown, expected = (in_python_loader(open_run(path)) for path in (run_dir, whole))
+    for tag in ("training loss", "test loss", "test accuracy"):
+        assert shown[tag] == expected[tag]
+
+
+# -------------------------------------------------------------------------------- what is printed
+
+
+@pytest.mark.skipif(not SHELL, reason="needs a POSIX shell")
+@pytest.mark.parametrize("name", ["-x", "a 'run'"])
+def test_the_printed_command_resumes_the_run(image_folder, tmp_path, monkeypatch, capsys, name):
+    """Pasted as it is, also where the script lies elsewhere and the folder begins with a dash."""
+
+    def stop_at_once(run: Run) -> None:
+        run.signals.append(signal.SIGINT)
+        original(run)
+
+    original = Run.stop_if_asked
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [os.path.relpath(train_cifar.__file__)])
+    words = settings(image_folder, Path("."), "--views", "notes", "--epochs", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "stop_if_asked", stop_at_once)
+        assert train_cifar.main([*map(str, words), f"--run-name={name}"]) == 130
+    *_, said, command = capsys.readouterr().out.splitlines()
+    assert said == "stopped by SIGINT; to resume:"
+    python = os.path.dirname(sys.executable)
+    environment = os.environ | {"PATH": os.pathsep.join([python, os.environ["PATH"]])}
+    done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert load_checkpoint(tmp_path / name)["progress"]["finished"]
 
 
 # ---------------------------------------------------------------------------------------- numbers
@@ -369,9 +483,7 @@ def test_numbers_that_leave_the_floats_end_the_run(image_folder, tmp_path, capsy
     words = [*settings(image_folder, tmp_path, "--run-name", "run"), *BAD_NUMBERS[what]]
     assert train_cifar.main([str(word) for word in words]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.match(
-        rf"train_cifar.py: stopped: the {what} became .*(nan|inf) at step [1-5]: ", line
-    )
+    assert re.match(rf"train_cifar.py: failed: the {what} became .*(nan|inf) at step [1-5]: ", line)
     assert "smaller --lr" in line
     state = load_checkpoint(tmp_path / "run")
     assert state["progress"]["step"] == 0
@@ -393,12 +505,12 @@ def test_extreme_settings(image_folder, tmp_path, capsys, lr, status, schedule):
 def same_second() -> None:
     """Stop the clock that names the runs."""
 
-    class Clock(run.datetime):
+    class Clock(support.run_dir.datetime):
         @classmethod
         def now(cls):
             return cls(2026, 1, 2, 3, 4, 5)
 
-    run.datetime = Clock
+    support.run_dir.datetime = Clock
 
 
 def test_two_runs_begun_in_the_same_second_do_not_mix(image_folder, tmp_path):
@@ -443,7 +555,7 @@ def test_any_command_line_gives_a_run_or_one_line(image_folder, tmp_path, capsys
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         patch.setattr(train_cifar, "read_source", read_source)
-        patch.setattr(train_cifar, "train_to_the_end", lambda run, is_new: 0)
+        patch.setattr(Run, "in_progress", enough)
         (tmp_path / "file").write_text("no folder")
         try:
             status = train_cifar.main(words)
@@ -455,6 +567,11 @@ def test_any_command_line_gives_a_run_or_one_line(image_folder, tmp_path, capsys
     else:
         assert status == 2
         assert re.fullmatch("train_cifar.py: error: .*\n", said.err, re.DOTALL)
+
+
+def enough(run: Run) -> None:
+    """Ends a program that is about to train."""
+    raise NothingToDo("everything is ready to train")
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from torch.distributed.run import get_args_parser as torchrun_parser
 from torch.utils.tensorboard import SummaryWriter
 
 from support import download, shapes
-from support.settings import parse_args
+from train_cifar import parse_args
 
 with warnings.catch_warnings():
     # A part of TensorBoard warns, when it is imported, that another part of it is old.

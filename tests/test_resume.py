@@ -1,28 +1,49 @@
 """A run that was killed goes on as if nothing had happened; what is no run of ours is refused."""
 
+import argparse
+import os
 import pickle
 import random
+import re
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import CLASSES, same_weights
-from forked import Fault, arrange, interrupt, kill, resume, settings, train
+from conftest import CLASSES, read_scalars, same_weights
+from forked import Fault, arrange, finish, interrupt, kill, resume, settings, start, train
+from hypothesis import example, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 from loaders import in_python_loader, in_rust_loader, open_run
 from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+import data
 import train_cifar
 from model import Net
 from support import checkpoint
 from support.checkpoint import load_checkpoint, save_checkpoint
+from support.run import Run
+from support.run_dir import lock_run_dir
+from support.settings import folder_name, saved_settings
 
 STEPS_PER_EPOCH = 15
+
+
+def is_folder_name(text: str) -> bool:
+    try:
+        return folder_name(text) == text
+    except argparse.ArgumentTypeError:
+        return False
+
+
 KILLS = 20
+SAVE = "support.run.Run.save"
 
 
 # -------------------------------------------------------- a run, a kill, and what TensorBoard sees
@@ -35,14 +56,14 @@ class KillAt(NamedTuple):
     calls: int
 
     def __call__(self) -> None:
-        original = train_cifar.stop_wanted
+        original = Run.stop_if_asked
 
-        def stop_wanted(run: train_cifar.Run, signals: list[int]) -> bool:
+        def stop_if_asked(run: Run) -> None:
             if run.progress.step >= self.step and sys.getprofile() is None:
                 sys.setprofile(self.countdown())
-            return original(run, signals)
+            original(run)
 
-        train_cifar.stop_wanted = stop_wanted
+        Run.stop_if_asked = stop_if_asked
 
     def countdown(self):
         left = self.calls
@@ -89,10 +110,10 @@ def test_twenty_kills_at_random_moments_change_nothing(image_folder, tmp_path):
             finished = train(arguments, run_dir, moment)
             watching = open_run(run_dir)
         else:
-            finished = resume(run_dir, starts, moment)
+            finished = resume(run_dir, moment)
         assert finished.status == -signal.SIGKILL, finished.output
         in_python_loader(watching)
-    assert resume(run_dir, KILLS).status == 0
+    assert resume(run_dir).status == 0
 
     whole = tmp_path / "whole"
     assert train(arguments, whole).status == 0
@@ -105,10 +126,10 @@ def test_kills_with_onecycle_and_augmentation(image_folder, tmp_path):
     arguments += ["--report-every", 32, "--views", "notes"]
     run_dir, whole = tmp_path / "killed", tmp_path / "whole"
     assert train(arguments, run_dir, KillAt(6, 200)).status == -signal.SIGKILL
-    for starts, step in enumerate([13, 21, 22, 27], start=1):
-        assert resume(run_dir, starts, KillAt(step, 200)).status == -signal.SIGKILL
+    for step in [13, 21, 22, 27]:
+        assert resume(run_dir, KillAt(step, 200)).status == -signal.SIGKILL
     assert load_checkpoint(run_dir)["progress"]["batch"] == 12
-    assert resume(run_dir, 5).status == 0
+    assert resume(run_dir).status == 0
     assert train(arguments, whole).status == 0
     assert_same_run(run_dir, whole)
 
@@ -162,11 +183,12 @@ class KillBeforeSlowWriter(NamedTuple):
         arrange(Fault("support.checkpoint.os.replace", kill, self.checkpoint, after=True))
 
 
-# A run of one epoch saves at its start and then at steps 5, 10, 15 and, finished, 15. With each
-# place goes the step of the checkpoint that a kill there leaves.
+# A run of two epochs saves at its start, at steps 5, 10, 15 (the epoch), 20, 25 and, finished, 30.
+# With each place goes the step of the checkpoint that a kill there leaves.
 PLACES = {
     "in the middle of an event": (tear_an_event, 0),
-    "between events and checkpoint": (Fault("train_cifar.save", kill, 3), 5),
+    "in the first views": (Fault("viz.add_table", kill), 0),
+    "between events and checkpoint": (Fault(SAVE, kill, 2), 5),
     "in the middle of a checkpoint": (tear_a_checkpoint, 0),
     "before the new checkpoint is in place": (Fault("support.checkpoint.os.replace", kill, 3), 5),
     "after the new checkpoint is in place": (
@@ -176,10 +198,13 @@ PLACES = {
     "after a checkpoint, the writer being slow": (KillBeforeSlowWriter(3), 10),
     "after that of an epoch, the writer being slow": (KillBeforeSlowWriter(4), 15),
     "in an evaluation": (Fault("train_cifar.evaluate", kill), 10),
-    "between the views of an epoch and its checkpoint": (Fault("train_cifar.save", kill, 4), 10),
-    "after the last epoch": (Fault("train_cifar.finish", kill), 15),
-    "in the last views": (Fault("viz.add_projector", kill), 15),
-    "before the last checkpoint": (Fault("train_cifar.save", kill, 5), 15),
+    "between the views of an epoch and its checkpoint": (
+        Fault(SAVE, kill, 3),
+        10,
+    ),
+    "after the last epoch": (Fault("train_cifar.show_end", kill), 25),
+    "in the last views": (Fault("viz.add_projector", kill), 25),
+    "before the last checkpoint": (Fault(SAVE, kill, 6), 25),
 }
 
 
@@ -187,23 +212,39 @@ PLACES = {
 def log_dir(image_folder, tmp_path_factory) -> Path:
     """Where the runs of `PLACES` are, and the same one without a kill."""
     log_dir = tmp_path_factory.mktemp("kills")
-    assert train(one_epoch(image_folder, log_dir), log_dir / "whole").status == 0
+    assert train(two_epochs(image_folder, log_dir), log_dir / "whole").status == 0
     return log_dir
 
 
-def one_epoch(image_folder: Path, log_dir: Path) -> list[object]:
-    return settings(image_folder, log_dir, "--report-every", 40, "--epochs", 1)
+def two_epochs(image_folder: Path, log_dir: Path) -> list[object]:
+    return settings(image_folder, log_dir, "--report-every", 40)
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_kill_at_the_worst_places_changes_nothing(image_folder, log_dir, place):
     fault, step = PLACES[place]
     run_dir = log_dir / place
-    assert train(one_epoch(image_folder, log_dir), run_dir, fault).status == -signal.SIGKILL
+    assert train(two_epochs(image_folder, log_dir), run_dir, fault).status == -signal.SIGKILL
     assert load_checkpoint(run_dir)["progress"]["step"] == step  # whole: the old or the new one
-    assert resume(run_dir, 1, Fault("train_cifar.train", kill)).status == -signal.SIGKILL
-    assert resume(run_dir, 2).status == 0
+    assert resume(run_dir, Fault("train_cifar.train", kill)).status == -signal.SIGKILL
+    assert resume(run_dir).status == 0
     assert_same_run(run_dir, log_dir / "whole")
+    tables = open_run(run_dir)
+    tables.Reload()
+    for tag in ("settings/text_summary", "per class/text_summary"):
+        assert len(tables.Tensors(tag)) == 1
+
+
+def test_a_run_killed_before_its_first_checkpoint_can_be_started_again(
+    image_folder, tmp_path, capsys
+):
+    arguments = settings(image_folder, tmp_path, "--views", "notes", "--epochs", 1)
+    run_dir = tmp_path / "run"
+    early = Fault("support.state.save_checkpoint", kill)
+    assert train(arguments, run_dir, early).status == -signal.SIGKILL
+    finished = train(arguments, run_dir)
+    assert finished.status == 2 and "choose another --run-name\n" in finished.output
+    assert train(arguments, tmp_path / "another").status == 0
 
 
 def test_a_run_goes_on_at_the_very_batch(image_folder, tmp_path, monkeypatch):
@@ -213,11 +254,14 @@ def test_a_run_goes_on_at_the_very_batch(image_folder, tmp_path, monkeypatch):
         batches.append(images.clone())
         return images, labels
 
-    def stop_wanted(run, signals):
-        return run.progress.step == stop_at
+    def stop_if_asked(run):
+        if run.progress.step == stop_at:
+            run.signals.append(signal.SIGTERM)
+        original(run)
 
-    monkeypatch.setattr(train_cifar, "share_of_batch", share_of_batch)
-    monkeypatch.setattr(train_cifar, "stop_wanted", stop_wanted)
+    original = Run.stop_if_asked
+    monkeypatch.setattr("support.run.share_of_batch", share_of_batch)
+    monkeypatch.setattr(Run, "stop_if_asked", stop_if_asked)
     arguments = settings(image_folder, tmp_path, "--augment", "--views", "notes")
     arguments = [str(argument) for argument in arguments]
     batches, stop_at = [], None
@@ -225,12 +269,126 @@ def test_a_run_goes_on_at_the_very_batch(image_folder, tmp_path, monkeypatch):
     expected = batches
 
     batches, stop_at = [], 22
-    train_cifar.main([*arguments, "--run-name", "stopped"])
+    assert train_cifar.main([*arguments, "--run-name", "stopped"]) == 128 + signal.SIGTERM
     assert len(batches) == 22
     stop_at = None
     assert train_cifar.main(["--resume", str(tmp_path / "stopped")]) == 0
     assert len(batches) == len(expected) == 30
     assert all(map(torch.equal, batches, expected))
+
+
+def clock_set_back() -> None:
+    """Set the clock back by an hour, for Python alone."""
+    now = time.time
+    time.time = lambda: now() - 3600
+
+
+def test_a_clock_that_was_set_back_hides_nothing(image_folder, tmp_path):
+    """TensorBoard reads event files in the order of the times in their names."""
+    arguments = settings(image_folder, tmp_path, "--views", "notes", "--report-every", 40)
+    run_dir, whole = tmp_path / "killed", tmp_path / "whole"
+    assert train(arguments, run_dir, KillAt(12, 200)).status == -signal.SIGKILL
+    watching = open_run(run_dir)
+    in_python_loader(watching)
+    assert resume(run_dir, clock_set_back).status == 0
+    assert train(arguments, whole).status == 0
+    assert in_python_loader(watching) == assert_same_run(run_dir, whole)
+
+
+def test_a_resumed_run_does_not_count_the_skipping(image_folder, tmp_path, monkeypatch):
+    """Each batch takes one second from the loader; those done before do not count."""
+    clock = [0.0]
+
+    def slowly(loader):
+        for batch in original(loader):
+            clock[0] += 1
+            yield batch
+
+    original = data.BatchLoader.__iter__
+    arguments = settings(image_folder, tmp_path, "--report-every", 80)
+    train(arguments, tmp_path / "run", Fault("support.run.Run.stop_if_asked", interrupt, 7))
+    monkeypatch.setattr(data.BatchLoader, "__iter__", slowly)
+    monkeypatch.setattr("support.run.time.perf_counter", lambda: clock[0])
+    assert train_cifar.main(["--resume", str(tmp_path / "run")]) == 0
+    speeds = read_scalars(tmp_path / "run")["images per second"]
+    # Views are timed too, but by the same clock: only batches move it. The last report is of half
+    # as many batches as the others.
+    assert [(step, round(speed, 3)) for step, speed in speeds[:2]] == [(10, 8.0), (15, 8.0)]
+
+
+# --------------------------------------------------------------------------------------- settings
+
+VALUES = {  # values of each setting that a run can be started with
+    "--epochs": st.integers(1, 10**9),
+    "--batch-size": st.integers(1, 10**9),
+    "--lr": st.floats(0, exclude_min=True, allow_infinity=False),
+    "--momentum": st.floats(0, 1, exclude_max=True),
+    "--schedule": st.sampled_from(train_cifar.SCHEDULES),
+    "--augment": st.none(),
+    "--seed": st.integers(0, 2**63 - 1),
+    "--device": st.text(st.characters(codec="utf-8", exclude_characters="\0")),
+    "--data": st.text(st.characters(codec="utf-8", exclude_characters="\0")),
+    "--data-dir": st.text(st.characters(codec="utf-8", exclude_characters="\0")),
+    "--mirror": st.text(st.characters(codec="utf-8", exclude_characters="\0")),
+    "--log-dir": st.text(st.characters(codec="utf-8", exclude_characters="\0")),
+    "--run-name": st.from_regex(r"[-\w ,.]*\w", fullmatch=True).filter(is_folder_name),
+    "--report-every": st.integers(1, 10**9),
+    "--views": st.sampled_from(["all", "notes"]),
+}
+WORD = st.sampled_from(list(VALUES)).flatmap(
+    lambda flag: VALUES[flag].map(lambda value: flag if value is None else f"{flag}={value}")
+)
+
+
+@examples(max_examples=500, deadline=None)
+@given(st.lists(WORD))
+@example(["--momentum=0"])
+def test_any_setting_survives_save_and_resume(words):
+    args = train_cifar.parse_args(words)
+    saved = saved_settings(vars(args).copy(), train_cifar.parse_args, "a run")
+    assert vars(saved) == vars(args) | {"resume": "a run"}
+
+
+def test_every_setting_is_tried_above():
+    flags = {f"--{name}".replace("_", "-") for name in vars(train_cifar.parse_args([]))}
+    assert flags == VALUES.keys() | {"--resume"}
+
+
+# ---------------------------------------------------------------------------- one run, one process
+
+
+class MeetAt(NamedTuple):
+    """Let two processes go on together: each opens one end of a pipe, and waits for the other."""
+
+    pipe: Path
+    mode: str
+
+    def __call__(self) -> None:
+        open(self.pipe, self.mode).close()
+
+
+def test_of_two_resumes_at_once_one_goes_on(run_dir, stopped_run, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    outputs = [tmp_path / "one", tmp_path / "other"]
+    both = [
+        start(["--resume", run_dir], output, Fault("train_cifar.Run.start", MeetAt(pipe, mode)))
+        for output, pipe, mode in zip(outputs, [tmp_path / "pipe"] * 2, "rw", strict=True)
+    ]
+    ends = [finish(process, output) for process, output in zip(both, outputs, strict=True)]
+    assert sorted(end.status for end in ends) == [0, 2], ends
+    (refused,) = (end.output for end in ends if end.status == 2)
+    assert re.fullmatch(r"train_cifar.py: error: .*another process.*\n", refused)
+    whole = shutil.copytree(stopped_run, tmp_path / "alone" / "run")
+    assert resume(whole).status == 0
+    assert_same_run(run_dir, whole)
+
+
+def test_a_run_in_progress_cannot_be_resumed(run_dir, capsys):
+    lock = lock_run_dir(run_dir)
+    line = refuse(run_dir, capsys)
+    assert "in use" in line
+    lock.release()
+    assert train_cifar.main(["--resume", str(run_dir)]) == 0
 
 
 # --------------------------------------------------------------------------------------- refusals
@@ -242,7 +400,7 @@ def stopped_run(image_folder, tmp_path_factory) -> Path:
     run_dir = tmp_path_factory.mktemp("stopped") / "run"
     arguments = settings(image_folder, run_dir.parent, "--schedule", "onecycle")
     arguments += ["--views", "notes"]
-    finished = train(arguments, run_dir, Fault("train_cifar.stop_wanted", interrupt, 7))
+    finished = train(arguments, run_dir, Fault("support.run.Run.stop_if_asked", interrupt, 7))
     assert finished.status == 128 + signal.SIGINT
     return run_dir
 
@@ -288,17 +446,25 @@ def test_a_run_goes_on_from_another_directory_and_under_another_name(
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["elsewhere"]
 
 
-@pytest.mark.parametrize("change", ["an image less", "another class", "another picture"])
+@pytest.mark.parametrize(
+    "change",
+    ["an image less", "another picture", "another label", "another class"]
+    + ["a test image less", "another test picture", "another test label"],
+)
 def test_other_images_are_refused(image_folder, tmp_path, capsys, change):
     folder = Path(shutil.copytree(image_folder, tmp_path / "images"))
     run_dir = tmp_path / "run"
     arguments = settings(folder, tmp_path, "--views", "notes")
-    train(arguments, run_dir, Fault("train_cifar.stop_wanted", interrupt, 2))
-    changed = folder / "train" / CLASSES[0] / "00.png"
-    if change == "an image less":
+    train(arguments, run_dir, Fault("support.run.Run.stop_if_asked", interrupt, 2))
+    images = folder / ("test" if "test" in change else "train")
+    changed = images / CLASSES[0] / "00.png"
+    if "less" in change:
         changed.unlink()
-    elif change == "another picture":
-        shutil.copy(folder / "train" / CLASSES[1] / "00.png", changed)
+    elif "picture" in change:
+        shutil.copy(images / CLASSES[1] / "00.png", changed)
+    elif "label" in change:  # the last picture of a class becomes the first of the next
+        last = max((images / CLASSES[0]).iterdir())
+        last.rename(images / CLASSES[1] / "-.png")
     else:
         for part in ("train", "test"):
             (folder / part / CLASSES[0]).rename(folder / part / "a leaf")
@@ -307,7 +473,7 @@ def test_other_images_are_refused(image_folder, tmp_path, capsys, change):
 
 @pytest.mark.parametrize("size", [0, 1, 1000, 0.5, 0.99, -1])
 def test_a_truncated_checkpoint_is_refused(run_dir, capsys, size):
-    path = run_dir / checkpoint.NAME
+    path = run_dir / checkpoint.FILE_NAME
     whole = path.read_bytes()
     path.write_bytes(whole[: int(size * len(whole)) if isinstance(size, float) else size])
     assert "cannot be read" in refuse(run_dir, capsys)
@@ -315,7 +481,7 @@ def test_a_truncated_checkpoint_is_refused(run_dir, capsys, size):
 
 def test_a_flipped_bit_in_a_checkpoint_is_refused(run_dir, capsys):
     """It would change the weights and nobody would know; most bits are in the weights."""
-    path = run_dir / checkpoint.NAME
+    path = run_dir / checkpoint.FILE_NAME
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -325,12 +491,12 @@ def test_a_flipped_bit_in_a_checkpoint_is_refused(run_dir, capsys):
 def test_a_checkpoint_of_another_net_is_refused(run_dir, capsys):
     state = load_checkpoint(run_dir)
     save_checkpoint(run_dir, state | {"net": Net(7).state_dict()})
-    assert "another net" in refuse(run_dir, capsys)
+    assert "does not fit the net" in refuse(run_dir, capsys)
 
 
 @pytest.mark.parametrize("content", [{}, {"state_dict": {}}, [1, 2], "text", None, torch.zeros(3)])
 def test_what_another_program_saved_is_refused(run_dir, capsys, content):
-    torch.save(content, run_dir / checkpoint.NAME)
+    torch.save(content, run_dir / checkpoint.FILE_NAME)
     assert "not a checkpoint of this program" in refuse(run_dir, capsys)
 
 
@@ -358,7 +524,7 @@ class Malicious:
 def test_code_in_a_checkpoint_is_not_run(run_dir, tmp_path, capsys, way):
     trap = tmp_path / "trap"
     state = load_checkpoint(run_dir) | {"settings": Malicious(trap)}
-    path = run_dir / checkpoint.NAME
+    path = run_dir / checkpoint.FILE_NAME
     if way == "torch.save":
         torch.save(state, path)
     else:
@@ -391,10 +557,16 @@ def test_strange_content_of_a_checkpoint_never_gives_a_traceback(
     parts = train_cifar.read_source(str(image_folder), Path(), ())
     monkeypatch.setattr(train_cifar, "read_source", lambda *_: parts)
     monkeypatch.setattr(train_cifar, "evaluate", lambda *_: pytest.fail("two batches are enough"))
-    monkeypatch.setattr(train_cifar, "stop_wanted", lambda run, _: run.progress.batch % 8 == 1)
+
+    def stop_if_asked(run):
+        run.signals += [signal.SIGTERM] * (run.progress.batch % 8 == 1)
+        original(run)
+
+    original = Run.stop_if_asked
+    monkeypatch.setattr(Run, "stop_if_asked", stop_if_asked)
     refused = []
     for what, state in spoiled(load_checkpoint(run_dir)):
-        torch.save(state, run_dir / checkpoint.NAME)
+        torch.save(state, run_dir / checkpoint.FILE_NAME)
         try:
             status = train_cifar.main(["--resume", str(run_dir)])
         except SystemExit as exit:  # of the parser
@@ -405,6 +577,6 @@ def test_strange_content_of_a_checkpoint_never_gives_a_traceback(
         assert status in (0, 1, 2, 143), what
         assert not errors if status in (0, 143) else errors[-1].startswith("train_cifar.py: "), what
         refused += [what] * (status == 2)
-    for name in [*checkpoint.PARTS, "settings: lr", "progress: step", "net: fc3.bias"]:
+    for name in [*checkpoint.KEYS, "settings: lr", "progress: step", "net: fc3.bias"]:
         assert {f"{name} missing", f"{name} = None", f"{name} = text"} <= set(refused)
-    assert "progress: window = -1" in refused
+    assert "progress: batch = -1" in refused

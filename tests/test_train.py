@@ -12,12 +12,11 @@ from conftest import CLASSES, TEST_IMAGES, read_events, read_scalars, run_tiny, 
 from torch.utils.data import DataLoader
 
 import data
+import support.run_dir
 import train_cifar
 from model import Net
-from support import run
 from support.checkpoint import load_checkpoint
 from support.errors import InputError
-from support.settings import parse_args
 
 SCRIPT = Path(train_cifar.__file__)
 REPORTS = [5, 10, 15, 20, 25, 30]  # 15 batches an epoch, a report every 5
@@ -160,13 +159,13 @@ def test_augmented_runs_repeat_too(image_folder, tmp_path, tiny_run):
 
 
 def test_two_runs_of_the_same_second_get_two_directories(tmp_path, monkeypatch):
-    class Clock(run.datetime):
+    class Clock(support.run_dir.datetime):
         @classmethod
         def now(cls):
             return cls(2026, 1, 2, 3, 4, 5)
 
-    monkeypatch.setattr(run, "datetime", Clock)
-    names = [run.make_run_dir(str(tmp_path), None, "").name for _ in range(3)]
+    monkeypatch.setattr(support.run_dir, "datetime", Clock)
+    names = [support.run_dir.make_run_dir(str(tmp_path), None, "").name for _ in range(3)]
     assert names == ["2026-01-02_03-04-05", "2026-01-02_03-04-05_2", "2026-01-02_03-04-05_3"]
 
 
@@ -204,6 +203,7 @@ BAD = [
     *(["--report-every", text] for text in ("0", "-1", "often")),
     *(["--seed", text] for text in ("-1", "1.5", str(2**63))),
     *(["--run-name", text] for text in ("a/b", "..", "", "a\\b", "nul\0", "\udcff", "x" * 300)),
+    *(["--run-name", text] for text in ("CON", "nul.txt", "Com1", "abc. ", "abc.", "a:b", " ")),
     *(["--device", text] for text in ("tpu", "cuda:99", "")),
     ["--data", "no/such/folder"],
     ["--views", "some"],
@@ -310,14 +310,14 @@ def test_help_names_every_flag_with_its_default():
     done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     text = " ".join(done.stdout.split())
-    for flag, default in vars(parse_args([])).items():
+    for flag, default in vars(train_cifar.parse_args([])).items():
         assert f"--{flag.replace('_', '-')} " in text
         if default not in (None, [], False):
             assert f"(default: {default})" in text
 
 
 def test_the_defaults_are_the_notes():
-    args = parse_args([])
+    args = train_cifar.parse_args([])
     assert (args.epochs, args.batch_size, args.lr, args.momentum) == (2, 4, 0.001, 0.9)
     assert args.report_every == 2000 * 4
     assert (args.schedule, args.augment, args.views) == ("constant", False, "all")

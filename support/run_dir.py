@@ -1,0 +1,81 @@
+"""The folder of a run: made once, used by one process at a time, its event files in order."""
+
+import os
+import time
+import types
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from tensorboard.summary.writer import event_file_writer
+
+from support.checkpoint import FILE_NAME
+from support.errors import InputError
+
+LOCK_NAME = "run.lock"
+
+
+def make_run_dir(log_dir: str, run_name: str | None, suffix: str) -> Path:
+    """Make a new folder for the run, named by `run_name` or else by the time, and the suffix.
+
+    Raises InputError if the folder cannot be written, or if there is something of that name.
+    """
+    name = (run_name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")) + suffix
+    path = Path(log_dir) / name
+    for attempt in range(2, 1000):
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            if run_name or not path.is_dir():
+                is_run = os.path.isfile(path / FILE_NAME)
+                resume = ", or resume that run with --resume" if is_run else ""
+                raise InputError(
+                    f"{str(path)!r} already exists: choose another --run-name{resume}"
+                ) from None
+            path = path.with_name(f"{name}_{attempt}")  # two runs started in the same second
+        except OSError as error:
+            raise InputError(cannot_write(path, error)) from error
+    raise InputError(f"{log_dir!r} holds too many runs of this second")
+
+
+def check_log_dir(log_dir: str) -> None:
+    """Raise InputError, before any work, if no folder can be made in `log_dir`."""
+    path = Path(log_dir).absolute()
+    while not os.path.lexists(path):  # unlike Path.exists, it never raises
+        path = path.parent
+    if not os.path.isdir(path) or not os.access(path, os.W_OK):
+        raise InputError(f"--log-dir {log_dir!r}: {str(path)!r} is not a writable folder")
+
+
+def cannot_write(path: str | Path, error: OSError) -> str:
+    """Say in one line that a folder does not take our files, and why."""
+    return f"cannot write to {str(path)!r} ({error.strerror or error})"
+
+
+def lock_run_dir(run_dir: Path) -> FileLock:
+    """Take the run for this process; the system gives it free when the process ends.
+
+    Raises InputError if another process has it, OSError if the folder cannot be written.
+    """
+    lock = FileLock(run_dir / LOCK_NAME)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"{str(run_dir)!r} is in use: another process is training this run; wait until it ends"
+        ) from None
+    return lock
+
+
+def order_event_files(run_dir: Path) -> None:
+    """See to it that the event file opened next is read after those that are there.
+
+    TensorBoard reads them in the order of the times in their names. When the clock was set back
+    since, or in the same second, the writer gets a clock that is ahead.
+    """
+    names = (path.name for path in run_dir.glob("events.out.tfevents.*"))
+    times = [int(name.split(".")[3]) for name in names if name.split(".")[3].isdecimal()]
+    ahead = max(times, default=0) + 1 - int(time.time())
+    clock = types.SimpleNamespace(time=lambda: time.time() + ahead)
+    event_file_writer.time = clock if ahead > 0 else time

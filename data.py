@@ -19,7 +19,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from torchvision.datasets import CIFAR10
 
 from support import shapes
-from support.download import DownloadError, fetch_cifar10
+from support.download import fetch_cifar10
 from support.errors import InputError
 from support.folder import read_folder
 
@@ -232,8 +232,6 @@ def read_cifar10(data_dir: Path, mirrors: Sequence[str]) -> tuple[ImageDataset, 
     try:
         fetch_cifar10(data_dir, mirrors)
         parts = [CIFAR10(data_dir, train=is_train) for is_train in (True, False)]
-    except DownloadError as error:
-        raise InputError(str(error)) from error
     except RuntimeError as error:  # torchvision found another md5
         folder = data_dir / CIFAR10.base_folder
         raise InputError(f"{str(folder)!r} is damaged: delete it and try again") from error

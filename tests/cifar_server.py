@@ -10,10 +10,13 @@ import io
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tarfile
 import threading
+import time
+from collections import Counter
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,10 +25,11 @@ import numpy as np
 import pytest
 from torchvision.datasets import CIFAR10
 
-from support import download
+from support import download, mirrors
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+PROBE_BYTES = 4096  # the tiny archive has about 180,000
 TRAIN_FILES = [f"data_batch_{n}" for n in range(1, 6)]
 
 # Runs SCRIPT with the constants of a JSON file: run_tiny.py CONSTANTS SCRIPT ARGUMENT...
@@ -34,10 +38,12 @@ import json, pathlib, runpy, sys
 constants, script, *arguments = sys.argv[1:]
 sys.path.insert(0, str(pathlib.Path(script).resolve().parent))
 sys.path.insert(0, {root!r})
-from support import download
+from torchvision.datasets import CIFAR10
+from support import download, mirrors
+owners = {{"download": download, "mirrors": mirrors, "CIFAR10": CIFAR10}}
 for owner, values in json.loads(pathlib.Path(constants).read_text()).items():
     for name, value in values.items():
-        setattr({{"download": download, "CIFAR10": download.CIFAR10}}[owner], name, value)
+        setattr(owners[owner], name, value)
 sys.argv = [script, *arguments]
 runpy.run_path(script, run_name="__main__")
 """
@@ -76,6 +82,7 @@ class TinyCifar:
                 "ARCHIVE_MD5": md5(self.archive),
                 "BUILT_IN_MIRRORS": [],
             },
+            "mirrors": {"PROBE_BYTES": PROBE_BYTES, "ENOUGH": PROBE_BYTES},
             "CIFAR10": {
                 "train_list": [pair for pair in sums if pair[0] in TRAIN_FILES],
                 "test_list": [pair for pair in sums if pair[0] == "test_batch"],
@@ -114,12 +121,18 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.archive = archive
         self.asked: list[tuple[str, str]] = []  # (habit, Range header) of every request
-        self.sent = 0  # bytes of bodies
+        self.sent_by: Counter[str] = Counter()  # bytes of bodies, by habit
+        self.counting = threading.Lock()
         self.go_on = threading.Event()  # ends the silence of the silent habits
         self.redirect_to = ""
 
     def url(self, habit: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{habit}/{download.ARCHIVE_NAME}"
+
+    @property
+    def sent(self) -> int:
+        """Bytes of all bodies."""
+        return self.sent_by.total()
 
     def habits(self) -> list[str]:
         """Who was asked, in order."""
@@ -135,13 +148,15 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        habit = self.path.split("/")[1]
+        self.habit = habit = self.path.split("/")[1]
         asked_before = self.server.habits().count(habit)
         self.server.asked.append((habit, self.headers.get("Range", "")))
         if habit.isdigit():
             self.send_error(int(habit))
         elif habit.startswith("cuts"):  # cuts10: breaks off ten times
             self.good(stop_after=len(self.server.archive) // 12, cut=asked_before < int(habit[4:]))
+        elif habit.startswith("rate"):  # rate80: 80 kB/s; rate80-10: 10 from the middle on
+            self.throttled(*map(int, habit[4:].split("-")))
         else:
             getattr(self, habit)()
 
@@ -150,7 +165,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def start(self) -> int:
         """The first byte that the client wants."""
-        return int(self.headers.get("Range", "bytes=0-")[len("bytes=") : -1])
+        return int(re.match(r"bytes=(\d+)-|$", self.headers.get("Range", ""))[1] or 0)
+
+    def stop(self) -> int:
+        """The byte after the last one that the client wants."""
+        last = re.fullmatch(r"bytes=\d+-(\d*)", self.headers.get("Range", ""))
+        return int(last[1]) + 1 if last and last[1] else len(self.server.archive)
 
     def head(self, status: int, **headers: object) -> None:
         self.send_response(status)
@@ -160,20 +180,48 @@ class Handler(BaseHTTPRequestHandler):
 
     def body(self, content: bytes) -> None:
         self.wfile.write(content)
-        self.server.sent += len(content)
+        with self.server.counting:
+            self.server.sent_by[self.habit] += len(content)
 
     def head_206(self, start: int) -> None:
-        size = len(self.server.archive)
+        size, stop = len(self.server.archive), self.stop()
         self.head(
-            206, Content_Length=size - start, Content_Range=f"bytes {start}-{size - 1}/{size}"
+            206, Content_Length=stop - start, Content_Range=f"bytes {start}-{stop - 1}/{size}"
         )
 
     def good(self, stop_after: int = 0, cut: bool = False, content: bytes = b"") -> None:
-        content, start = content or self.server.archive, self.start()
+        content, start = (content or self.server.archive)[: self.stop()], self.start()
         if start >= len(content):
             return self.send_error(416)
         self.head_206(start)
         self.body(content[start : start + stop_after] if cut else content[start:])
+
+    def throttled(self, rate: int, then: int = 0) -> None:
+        """So many kB/s, and `then` from the middle on; without limit after `go_on`."""
+        middle, start, due = len(self.server.archive) // 2, self.start(), time.monotonic()
+        self.head_206(start)
+        while start < self.stop() and not self.server.go_on.wait(max(0, due - time.monotonic())):
+            step = min(20 * (then if then and start >= middle else rate), self.stop() - start)
+            self.body(self.server.archive[start : start + step])
+            start, due = start + step, due + 0.02
+        self.body(self.server.archive[start : self.stop()])
+
+    def trickle(self) -> None:
+        """A byte now and then."""
+        self.head_206(self.start())
+        for place in range(self.start(), self.stop()):
+            self.server.go_on.wait(0.02)
+            self.body(self.server.archive[place : place + 1])
+
+    def one_byte(self) -> None:
+        """One byte for each connection."""
+        self.good(stop_after=1, cut=True)
+
+    def rude(self) -> None:
+        self.wfile.write(b"HTTP/1.0 404 \x1b[31mNot\x07 \x9bhere\r\n\r\n")
+
+    def rude_size(self) -> None:
+        self.head(206, Content_Range=f"bytes {self.start()}-9/\x1b[2J\x08")
 
     def lying(self) -> bytes:
         return bytes(255 - byte for byte in self.server.archive)
@@ -211,10 +259,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def pause(self) -> None:
         """Half of the archive, then silence until `go_on`, then the rest."""
-        content, middle = self.server.archive, len(self.server.archive) // 2
+        content, middle = self.server.archive[: self.stop()], len(self.server.archive) // 2
         self.head_206(self.start())
         if self.start() < middle:
             self.body(content[self.start() : middle])
+        if self.start() < middle < self.stop():
             self.server.go_on.wait()
         self.body(content[max(middle, self.start()) :])
 
@@ -274,9 +323,10 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> TinyCifar:
 
 def pretend(monkeypatch: pytest.MonkeyPatch, constants: dict[str, dict]) -> None:
     """Set the constants in this process, until the end of the test."""
+    owners = {"download": download, "mirrors": mirrors, "CIFAR10": CIFAR10}
     for owner, values in constants.items():
         for name, value in values.items():
-            monkeypatch.setattr(download if owner == "download" else CIFAR10, name, value)
+            monkeypatch.setattr(owners[owner], name, value)
 
 
 @pytest.fixture
@@ -290,6 +340,9 @@ def server(tiny: TinyCifar):
     server.shutdown()
     thread.join()
     server.server_close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("mirror"):  # left behind, and now without a server
+            thread.join(5)
 
 
 def run_script(tiny: TinyCifar, folder: Path, script: Path, *arguments: object) -> subprocess.Popen:

@@ -21,7 +21,6 @@ from torchvision.datasets import CIFAR10, ImageFolder
 import data
 from data import ImageDataset, load_data, make_loaders, read_image, read_source
 from support import shapes
-from support.download import DownloadError
 from support.errors import InputError
 
 tiny = cifar_server.tiny  # fixture
@@ -331,7 +330,7 @@ def test_fetching_is_told_where_to_and_from(cifar10_dir, monkeypatch):
 
 
 def no_network(data_dir: Path, mirrors: list[str]) -> None:
-    raise DownloadError("no mirror answers")
+    raise InputError("no mirror answers")
 
 
 def test_auto_falls_back_to_the_shapes_loudly(few_shapes, tmp_path, monkeypatch, capsys):

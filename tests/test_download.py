@@ -22,8 +22,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchvision.datasets import CIFAR10
 
-from support import download
-from support.download import DownloadError, fetch_cifar10
+from support import download, mirrors, streams, transfer
+from support.download import fetch_cifar10
+from support.errors import InputError
+from support.mirrors import Mirrors
+from support.transfer import Transfer
 
 tiny, server = cifar_server.tiny, cifar_server.server  # fixtures
 
@@ -36,8 +39,9 @@ BASE = CIFAR10.base_folder
 @pytest.fixture
 def short(monkeypatch):
     """Time-outs for tests in which a server is silent."""
-    monkeypatch.setattr(download, "TIMEOUT_S", 0.6)
-    monkeypatch.setattr(download, "PATIENCE_S", 1.8)
+    monkeypatch.setattr(streams, "TIMEOUT_S", 0.6)
+    monkeypatch.setattr(mirrors, "PATIENCE_S", 1.8)
+    monkeypatch.setattr(mirrors, "PROBE_S", 0.3)
 
 
 def assert_whole(data_dir: Path, tiny: TinyCifar) -> None:
@@ -52,7 +56,7 @@ def assert_whole(data_dir: Path, tiny: TinyCifar) -> None:
 
 def error_of(data_dir: Path, *mirrors: str) -> str:
     """The line that the reader gets; nothing is left that could be taken for CIFAR-10."""
-    with pytest.raises(DownloadError) as caught:
+    with pytest.raises(InputError) as caught:
         fetch_cifar10(data_dir, mirrors)
     message = str(caught.value)
     assert message.isprintable()  # hence one line
@@ -80,7 +84,7 @@ def test_ten_cuts_cost_almost_nothing(tmp_path, tiny, server, capsys):
     assert_whole(tmp_path, tiny)
     assert len(server.asked) == 11
     assert server.sent <= 1.1 * len(tiny.archive)
-    assert capsys.readouterr().err.count("going on at") == 10
+    assert capsys.readouterr().err.count("continuing at") == 10
 
 
 FAULTS = {
@@ -98,6 +102,9 @@ FAULTS = {
     "wrong": "wrong bytes (md5)",
     "wrong_no_range": "wrong bytes (md5)",
     "endless": "wrong bytes (md5)",
+    "one_byte": "broke off after 1 bytes",
+    "rude": "404: [31mNot here",
+    "rude_size": "offers something else (HTTP 206, size [2J",
 }
 
 
@@ -130,49 +137,60 @@ def test_silence_in_the_middle_is_continued(tmp_path, tiny, server, short):
     assert server.sent <= 1.1 * len(tiny.archive)
 
 
-def test_ten_silent_mirrors_share_the_patience_of_three(tmp_path, server, short, monkeypatch):
+def test_ten_silent_mirrors_share_the_patience_of_three(tmp_path, tiny, short, monkeypatch):
     clock = [0.0]
     waited = []
-    monkeypatch.setattr(download.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(transfer.time, "monotonic", lambda: clock[0])
 
-    def silent(url: str, part: Path, seconds: float) -> tuple[int, str]:
+    def silent(self: Transfer, url: str, seconds: float) -> int:
         waited.append(seconds)
         clock[0] += seconds
-        return 0, "no answer"
+        self.mirrors.note_end(url, 0)
+        return 0
 
-    monkeypatch.setattr(download, "receive", silent)
+    monkeypatch.setattr(Transfer, "choose", lambda self: None)
+    monkeypatch.setattr(Transfer, "continue_from", silent)
     error_of(tmp_path, *(f"http://127.0.0.1/{n}" for n in range(10)))
-    assert len(waited) == 10 and max(waited) <= download.TIMEOUT_S
-    assert sum(waited) == pytest.approx(download.PATIENCE_S)
+    assert len(waited) == 10 and max(waited) <= streams.TIMEOUT_S
+    assert sum(waited) == pytest.approx(mirrors.PATIENCE_S)
+
+
+def test_ten_silent_mirrors_are_asked_once_and_together(tmp_path, server, short):
+    urls = [server.url("silent") + f"?{n}" for n in range(10)]
+    message = error_of(tmp_path, *urls)
+    assert all(url in message for url in urls) and message.count("timed out") == 1
+    assert server.habits() == ["silent"] * 10
 
 
 def test_patience_ends_before_the_last_mirror(tmp_path, server, short, monkeypatch):
-    monkeypatch.setattr(download, "PATIENCE_S", 0.5)  # less than the time-out of one mirror
-    message = error_of(tmp_path, server.url("silent_body"), server.url("good"))
+    monkeypatch.setattr(mirrors, "PATIENCE_S", 0.5)  # less than the time-out of one mirror
+    monkeypatch.setattr(Transfer, "choose", lambda self: None)
+    message = error_of(tmp_path, server.url("trickle"), server.url("good"))
     assert f"{server.url('good')}: not asked after" in message
-    assert server.habits() == ["silent_body"]
+    assert server.habits() == ["trickle"]
 
 
 def test_a_slow_mirror_is_not_given_up(tmp_path, tiny, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(download.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(transfer.time, "monotonic", lambda: clock[0])
 
-    def slow(url: str, part: Path, seconds: float) -> tuple[int, str]:
-        with part.open("ab") as file:
-            received = file.write(tiny.archive[part.stat().st_size :][:20_000])
-        clock[0] += 0.9 * download.PATIENCE_S
-        return received, "broke off"
+    def slow(self: Transfer, url: str, seconds: float) -> int:
+        with self.part.open("ab") as file:
+            received = file.write(tiny.archive[self.position :][:20_000])
+        self.position += received
+        self.mirrors.note_end(url, received)
+        clock[0] += 0.9 * mirrors.PATIENCE_S
+        return received
 
-    monkeypatch.setattr(download, "receive", slow)
+    monkeypatch.setattr(Transfer, "continue_from", slow)
     fetch_cifar10(tmp_path, ["http://127.0.0.1/"])
     assert_whole(tmp_path, tiny)
-    assert clock[0] > 5 * download.PATIENCE_S
+    assert clock[0] > 5 * mirrors.PATIENCE_S
 
 
 def test_the_real_constants_end_within_30_seconds():
     # The last mirror may answer just in time, and then stay silent for one more time-out.
-    assert download.PATIENCE_S + download.TIMEOUT_S < 30
-    assert len(download.BUILT_IN_MIRRORS) * download.TIMEOUT_S <= download.PATIENCE_S
+    assert mirrors.PATIENCE_S + streams.TIMEOUT_S < 30
 
 
 def test_nobody_listens(tmp_path, tiny):
@@ -217,10 +235,12 @@ def test_redirect_to_nowhere(tmp_path, server, target):
 
 def test_order_of_mirrors(tmp_path, server, monkeypatch):
     monkeypatch.setenv("CIFAR10_MIRROR", f"{server.url('404')} {server.url('500')}")
-    monkeypatch.setattr(download, "BUILT_IN_MIRRORS", (server.url("503"), server.url("good")))
+    monkeypatch.setattr(download, "BUILT_IN_MIRRORS", (server.url("503"), server.url("cuts1")))
     fetch_cifar10(tmp_path, [server.url("page"), server.url("half")])
-    # "half" is asked again at once, because it brought something; then all others are, too.
-    assert server.habits() == ["page", "half", "half", "page", "404", "500", "503", "good"]
+    first, then = server.habits()[:6], server.habits()[6:]
+    assert sorted(first) == ["404", "500", "503", "cuts1", "half", "page"]  # all together
+    # "half" was asked for by name. It is asked again at once, because it brought something.
+    assert then == ["half", "half", "cuts1"]
 
 
 def test_a_mirror_may_be_a_folder(tmp_path, tiny, server):
@@ -228,7 +248,16 @@ def test_a_mirror_may_be_a_folder(tmp_path, tiny, server):
     assert_whole(tmp_path, tiny)
 
 
-BAD_URLS = ["", "file:///x", "ftp://h/x", "host/x", "http://", "http:///x", "http://h/x\nx"]
+BAD_URLS = [
+    "",
+    "http://h/\x1b[2J",
+    "file:///x",
+    "ftp://h/x",
+    "host/x",
+    "http://",
+    "http:///x",
+    "http://h/x\nx",
+]
 
 
 @pytest.mark.parametrize("bad", BAD_URLS)
@@ -243,10 +272,11 @@ def test_a_mirror_that_is_no_url(tmp_path, server, bad):
 def test_any_text_for_a_mirror(tiny, texts):
     try:
         urls = download.mirror_urls(texts)
-    except DownloadError as error:
+    except InputError as error:
         assert len(str(error).splitlines()) == 1
     else:
         assert all(url.startswith("http://") and len(url.split()) == 1 for url in urls)
+        assert all(url.isprintable() for url in urls)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +316,7 @@ def test_any_mixture_of_mirrors(server, tiny, habits, kept, rotten):
         else:
             try:
                 fetch_cifar10(data_dir, map(server.url, habits))
-            except DownloadError as error:
+            except InputError as error:
                 assert str(error).isprintable()
                 return
         assert_whole(data_dir, tiny)
@@ -462,12 +492,15 @@ def test_disk_full(tmp_path, tiny, server, archive_fits):
 
 
 def test_ctrl_c_keeps_the_part(tmp_path, tiny, server, monkeypatch):
-    def interrupted(response):
-        yield response.read(50_000)
+    blocks = iter([(0, tiny.archive[:50_000])])
+
+    def interrupted(stream):
+        for block in blocks:
+            return block
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(download, "blocks", interrupted)
+        patch.setattr(streams.Stream, "take", interrupted)
         fetch_cifar10(tmp_path, [server.url("good")])
     fetch_cifar10(tmp_path, [server.url("good")])
     assert_whole(tmp_path, tiny)

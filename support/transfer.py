@@ -1,0 +1,240 @@
+"""Fill a file from mirrors: from the fastest as long as it is fast, and nothing asked for twice.
+
+What was received stays, and the next mirror continues it. When a mirror becomes slow, one that may
+be much faster is tried beside it. Who sends wrong bytes is found by the check of the whole file.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from tqdm import tqdm
+
+from support import mirrors, streams
+from support.mirrors import Mirrors
+from support.streams import Stream
+
+WINDOW_S = 3.0  # a mirror is as fast as it was in the last seconds
+SLOW_S = 30.0  # and slow if the rest would take longer
+LONG_S = 600.0  # the reader should know what to do meanwhile
+MB = 2**20
+EARLIER_RUN = "an earlier run"
+
+
+class NoMirrorError(Exception):
+    """No mirror brings anything new; the message says what is wrong with each."""
+
+
+class Transfer:
+    """What of CIFAR-10's archive is on the disk, and who gave it.
+
+    Args:
+        asked: the mirrors.
+        part: the file for the bytes; those that are there are continued.
+        size: of the whole file, in bytes.
+        is_right: checks a file of that size.
+    """
+
+    def __init__(
+        self, asked: Mirrors, part: Path, size: int, is_right: Callable[[Path], bool]
+    ) -> None:
+        self.mirrors, self.part, self.size, self.is_right = asked, part, size, is_right
+        self.position = part.stat().st_size if part.exists() else 0  # of the first missing byte
+        self.givers = {EARLIER_RUN} if self.position else set()
+        self.one_giver = False  # all bytes must be of one mirror, to find out who sends wrong ones
+        self.announced = ""  # the mirror that the reader knows to be next
+        self.trouble = ""  # how the last connection ended
+        self.has_said_how_long = False
+
+    def run(self) -> None:
+        """Fill the part file until it is right.
+
+        Raises:
+            NoMirrorError: no mirror brings anything new; the part file stays for the next run.
+            OSError: from the disk.
+        """
+        give_up_at = time.monotonic() + mirrors.PATIENCE_S
+        with self.progress_bar() as self.bar:
+            if self.position < self.size and len(self.mirrors.urls) > 1:
+                self.choose()
+            while not (self.position == self.size and self.is_right(self.part)):
+                if self.position >= self.size:
+                    self.start_again()
+                waiting, patience = self.mirrors.waiting, give_up_at - time.monotonic()
+                if not waiting or patience <= 0:
+                    raise NoMirrorError(self.mirrors.summary())
+                seconds = min(streams.TIMEOUT_S, patience / len(waiting))
+                if self.continue_from(waiting[0], seconds) >= mirrors.ENOUGH:
+                    give_up_at = time.monotonic() + mirrors.PATIENCE_S
+
+    def choose(self) -> None:
+        """Ask all mirrors at once, and keep what the best of them has sent."""
+        count = len(self.mirrors.urls)
+        say(f"CIFAR-10 ({self.size / MB:.0f} MB): asking {count} addresses at once")
+        best = self.mirrors.choose(self.position, self.size)
+        if best is None:
+            return
+        for url in self.mirrors.passed_over(best.url):
+            self.say_left(url, best.url)
+        fastest = self.mirrors.speeds[best.url] == max(self.mirrors.speeds.values())
+        rank = "the fastest" if fastest else "not much slower than the fastest"
+        self.announce(best.url, f", {rank}: {self.outlook(best.url)}")
+        with self.opened_part() as file:
+            self.write(file, best)
+
+    def continue_from(self, url: str, seconds: float) -> int:
+        """Add what `url` sends, if it answers in `seconds`; returns how many bytes it has sent."""
+        if self.one_giver and not self.givers <= {url}:
+            self.empty_part()
+        if url != self.announced:
+            self.announce(url)
+        had, self.announced = self.position, ""
+        stream = Stream(url, had, self.size)
+        try:
+            with self.opened_part() as file:
+                faster = self.receive(stream, file, seconds)
+        finally:
+            stream.close()
+        if faster:
+            self.announced = faster
+        else:
+            self.trouble = f"{self.mirrors.name(url)}: {self.mirrors.faults[url]}"
+            self.mirrors.note_end(url, self.position - had)
+            if stream.start == 0 and stream.received >= max(had, 1):
+                self.givers = {url}  # all that others gave is overwritten
+        return stream.received
+
+    def receive(self, stream: Stream, file: BinaryIO, seconds: float) -> str:
+        """Write what comes until it ends, and note why.
+
+        Returns the mirror that is much faster, with its first bytes written and its name said; or
+        "" when there is none.
+        """
+        url, rival = stream.url, None
+        try:
+            while not stream.is_done or stream.buffer:
+                stream.wait(0.2)
+                self.write(file, stream)
+                self.mirrors.faults[url] = stream.silence(seconds)
+                if self.mirrors.faults[url]:
+                    return ""
+                if not stream.received or stream.age < WINDOW_S:
+                    continue
+                self.mirrors.speeds[url] = stream.received_within(WINDOW_S) / WINDOW_S
+                if rival is None:
+                    rival = self.start_rival(url)
+                elif rival.is_done or rival.age > mirrors.PROBE_S:
+                    rival.close()
+                    if self.mirrors.is_overtaken(url, rival):
+                        self.say_left(url, rival.url)
+                        self.write(file, rival)
+                        return rival.url
+                    rival = None
+            self.mirrors.faults[url] = stream.fault
+            return ""
+        finally:
+            if rival:
+                rival.close()
+
+    def start_rival(self, url: str) -> Stream | None:
+        """Ask another mirror if `url` is slow; if none is faster, tell a reader who must wait."""
+        left, speed = self.size - self.position, self.mirrors.speeds[url]
+        if self.one_giver or left <= SLOW_S * speed:
+            return None
+        rival = self.mirrors.start_rival(url, self.position, self.size)
+        if not rival and left > LONG_S * speed > 0 and not self.has_said_how_long:
+            self.has_said_how_long = True
+            say(
+                f"no mirror is faster: {self.outlook(url)}; meanwhile, in a second terminal: "
+                "python train_cifar.py --data shapes"
+            )
+        return rival
+
+    def write(self, file: BinaryIO, stream: Stream) -> None:
+        """Put what a stream has received at its place."""
+        where, block = stream.take()
+        if block:
+            file.seek(where)
+            file.write(block)
+            self.givers.add(stream.url)
+            self.position = max(self.position, where + len(block))
+            self.bar.update(self.position - self.bar.n)
+
+    def start_again(self) -> None:
+        """All bytes are there, but not the right ones: leave out who gave them, or find out."""
+        self.trouble = (
+            f"wrong bytes (md5) from {' or '.join(map(self.mirrors.name, sorted(self.givers)))}"
+        )
+        if len(self.givers) > 1:
+            self.one_giver = True
+            self.mirrors.start_last_round()
+        else:
+            self.mirrors.leave_out(self.givers.pop(), "wrong bytes (md5)")
+        self.empty_part()
+
+    def empty_part(self) -> None:
+        """Throw away all bytes."""
+        self.part.unlink(missing_ok=True)
+        self.position, self.givers = 0, set()
+        self.bar.update(-self.bar.n)
+
+    def announce(self, url: str, why: str = "") -> None:
+        """Say who is next."""
+        place = f"continuing at {self.position / MB:.0f} MB" if self.position else ""
+        if self.trouble:
+            say(f"{self.trouble}; {place or 'downloading'} from {self.mirrors.name(url)}{why}")
+        else:
+            place = f", {place}" if place else ""
+            size = f"{self.size / MB:.0f} MB"
+            say(f"downloading CIFAR-10 ({size}) from {self.mirrors.name(url)}{place}{why}")
+
+    def say_left(self, url: str, other: str) -> None:
+        """Say why `url` was left, and for whom."""
+        known = self.mirrors
+        why = known.faults[url] or per_second(known.speeds[url])
+        say(f"{known.name(url)}: {why}, left for {known.name(other)}: {self.outlook(other)}")
+
+    def outlook(self, url: str) -> str:
+        """How fast a mirror is, and how long the rest takes at that speed."""
+        speed = self.mirrors.speeds[url]
+        return f"{per_second(speed)}, about {duration((self.size - self.position) / speed)} left"
+
+    def progress_bar(self) -> tqdm:
+        """On a terminal only."""
+        return tqdm(
+            total=self.size,
+            initial=self.position,
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            disable=None if sys.stderr else True,
+        )
+
+    def opened_part(self) -> BinaryIO:
+        """The part file, to be written anywhere in it."""
+        self.part.touch()
+        return self.part.open("r+b")
+
+
+def say(line: str) -> None:
+    """Tell the reader on stderr, without tearing the progress bar: stdout is for results."""
+    with contextlib.suppress(AttributeError, OSError):  # closed, or nobody reads it: we go on
+        tqdm.write(line, file=sys.stderr)
+        sys.stderr.flush()
+
+
+def per_second(speed: float) -> str:
+    """A speed in bytes/s for the reader."""
+    if speed >= 1e6:
+        return f"{speed / 1e6:.{0 if speed >= 1e7 else 1}f} MB/s"
+    return f"{speed / 1000:.{0 if speed >= 1e4 else 1}f} kB/s"
+
+
+def duration(seconds: float) -> str:
+    """A time for the reader."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

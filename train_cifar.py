@@ -148,6 +148,8 @@ def show_report(run: Run, report: Report, images: torch.Tensor, labels: torch.Te
         lr = run.optimizer.param_groups[0]["lr"]
         viz.add_training_scalars(writer, net, lr, report.images_per_second, step)
         viz.add_histograms(writer, net, step)
+        if report.profile:  # once, after the first report
+            viz.add_table(writer, "where the time goes", report.profile, step)
 
 
 # ----------------------------------------------------------- after each epoch, and at the very end

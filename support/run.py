@@ -27,6 +27,7 @@ from support.checkpoint import save_checkpoint
 from support.device import device_errors, to_channels_last, tune_cpu
 from support.errors import RunError, Stopped
 from support.processes import Processes, all_reduce_sum, share_of_batch
+from support.profiler import STEPS, StepProfiler
 from support.run_dir import order_event_files
 from support.state import Progress, not_writable, start_run, state_of
 from support.terminal import caught_signals, progress_bar, quote, resume_command, say
@@ -42,6 +43,7 @@ class Report(NamedTuple):
 
     loss: float  # mean over the batches
     images_per_second: float  # views not counted
+    profile: list[tuple] | None  # a table of where the time goes, in one report of a run
 
 
 class Run:
@@ -61,6 +63,7 @@ class Run:
         self.is_first = processes.rank == 0  # the process that prints, draws and saves
         self.writer: SummaryWriter | None = None  # the first process opens it
         self.progress = Progress()
+        self.profiler = StepProfiler(processes.device)
         self.view_seconds = 0.0  # spent on drawing and writing views
         self.signals: list[int] = []
         # of the loader's generator, at the start of the epoch
@@ -102,8 +105,11 @@ class Run:
             next(batches)
         self.restart_clock()
         title = f"epoch {progress.epoch + 1}"
-        with progress_bar(title, "batches", progress.batch, len(loader)) as bar:
+        bar = progress_bar(title, "batches", progress.batch, len(loader))
+        with bar, self.profiler:
             for images, labels in batches:
+                if progress.step == len(self.losses):  # after the first report
+                    self.start_profile()
                 self.images += len(labels)
                 images, labels = share_of_batch(images, labels, self.processes)
                 yield to_channels_last(images), labels
@@ -111,6 +117,9 @@ class Run:
                     recent = self.losses[: self.batches_since_report or None][-100:].mean().item()
                     bar.set_postfix(loss=f"{recent:.3f}", refresh=False)
                     bar.update(BAR_EVERY)
+                if self.profiler.running and progress.step == len(self.losses) + STEPS:
+                    self.profiler.stop(self.run_dir)
+                    self.restart_clock()
                 if progress.batch == len(loader):
                     break  # the epoch's end saves and stops
                 if self.batches_since_report == 0:  # a report has just been made
@@ -131,7 +140,7 @@ class Run:
             return None
         mean_loss = self.mean_loss(self.batches_since_report or len(self.losses))
         seconds = time.perf_counter() - self.started
-        return Report(mean_loss, self.images / seconds)
+        return Report(mean_loss, self.images / seconds, self.profiler.take_rows())
 
     @property
     def batches_since_report(self) -> int:
@@ -172,6 +181,11 @@ class Run:
             command = resume_command(self.run_dir)
             name = signal.Signals(signum).name
             raise Stopped(signum, f"stopped by {name}; to resume:\n  {command}")
+
+    def start_profile(self) -> None:
+        """Profile some steps, where somebody looks at all views."""
+        if self.is_first and self.args.views == "all":
+            self.profiler.start()
 
     def restart_clock(self) -> None:
         """Start to count images and seconds anew, for a report's images per second."""

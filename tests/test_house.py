@@ -10,9 +10,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LESSON = {"train_cifar", "model", "data", "viz"}  # the files at the top level
 STOREYS = [  # a module imports from earlier storeys only
-    {"support.errors", "support.interrupt"},
+    {"support.errors", "support.interrupt", "support.profiler"},
     {"support.checkpoint", "support.processes", "support.settings", "support.shapes"},
-    {"support.device", "support.download", "support.folder", "support.terminal"},
+    {"support.device", "support.folder", "support.streams", "support.terminal"},
+    {"support.mirrors"},
+    {"support.transfer"},
+    {"support.download"},
     {"support.run_dir"},
     {"support.state"},
     {"support.run"},

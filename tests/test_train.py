@@ -40,6 +40,7 @@ ALL_VIEWS = NOTES_VIEWS | {
     "feature maps": EPOCHS,
     "settings/text_summary": [0],
     "per class/text_summary": [30],
+    "where the time goes/text_summary": [20],  # profiled after the first report, at 10 steps
     "custom_scalars__config__": [0],
     "_hparams_/session_start_info": [0],
     "_hparams_/session_end_info": [0],

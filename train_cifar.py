@@ -3,10 +3,8 @@
     python train_cifar.py
     tensorboard --logdir runs
 
-In the order of the notes: the settings; images, net and optimizer; what is shown before training;
-the training loop; what is shown after each epoch and at the end; and `main`, which opens the
-writer. How a picture is drawn is in viz.py, where images come from in data.py, and everything that
-a loop needs and a lesson does not (resuming, signals, several processes) in support/.
+In the order of the notes. How a picture is drawn is in viz.py, where images come from in data.py,
+and what a loop needs and a lesson does not (resuming, signals, several processes) in support/.
 """
 
 from __future__ import annotations
@@ -29,11 +27,10 @@ from support.description import hyperparameters, settings_table
 from support.device import choose_device, predict_all, prepare_net
 from support.processes import on_first_process, start_processes
 from support.run import Report, Run, first_process_draws
+from support.session import in_progress
 from support.settings import Parser, count, folder_name, fraction, positive, seed_number
 from support.state import saved_run
 from support.terminal import exit_status, say
-
-# --------------------------------------------------------------------------------- the settings
 
 SCHEDULES = ["constant", "onecycle"]  # the latter rises to --lr and falls to almost zero
 SOURCES = "cifar10, shapes, a folder with train/CLASS/ and test/CLASS/, or auto: the first it can"
@@ -74,6 +71,7 @@ def prepare(args: argparse.Namespace) -> Run:
     processes = start_processes(choose_device(args.device), args.batch_size)
     torch.manual_seed(args.seed)
 
+    say("reading the images ...")
     images = on_first_process(lambda: read_source(args.data, args.data_dir, args.mirror), processes)
     data = make_loaders(*images, args.batch_size, args.seed, processes.device, args.augment)
     net = Net(len(data.classes)).to(processes.device)
@@ -90,18 +88,18 @@ def make_optimizer(net: nn.Module, args: argparse.Namespace, steps_per_epoch: in
     optimizer = torch.optim.SGD(net.parameters(), lr=args.lr, momentum=args.momentum, fused=True)
     if args.schedule == "constant":
         return optimizer, None
-    # It is stepped after the last batch too: one step more than there are batches.
-    steps = args.epochs * steps_per_epoch + 1
     one_cycle = torch.optim.lr_scheduler.OneCycleLR
+    steps = args.epochs * steps_per_epoch + 1  # it is stepped after the last batch, too
     return optimizer, one_cycle(optimizer, args.lr, steps, cycle_momentum=False)
 
 
 @first_process_draws
-def show_start(run: Run) -> None:
-    """Before training: some training images, the net, and the settings."""
+def show_start(run: Run, test: Evaluation) -> None:
+    """Before training: some training images, the net, how it does by chance, and the settings."""
     images, labels = run.data.train_loader.dataset.sample(16, run.args.seed)
     viz.add_image_grid(run.writer, images, labels, run.data.classes)
     viz.add_net_graph(run.writer, run.net, images[:1])
+    viz.add_test_scalars(run.writer, test.loss, test.accuracy, step=0)
     if run.args.views == "all":
         viz.add_table(run.writer, "settings", settings_table(run))
         viz.add_hparams_start(run.writer, hyperparameters(run))
@@ -128,9 +126,8 @@ def train(run: Run) -> Evaluation:
 
             report = run.record(loss)
             if report:  # every 2,000 batches of 4, and at the end of an epoch
-                speed = f"{report.images_per_second:,.0f} images/s"
-                run.say(f"training loss {report.loss:.3f}  {speed}")
-                show_report(run, report, images, labels)
+                run.say(f"training loss {report.loss:.3f}  {report.speed:,.0f} images/s")
+                show_report(run, report)
 
         test = evaluate(run)
         show_epoch(run, test)
@@ -139,20 +136,21 @@ def train(run: Run) -> Evaluation:
 
 
 @first_process_draws
-def show_report(run: Run, report: Report, images: torch.Tensor, labels: torch.Tensor) -> None:
-    """Every `--report-every` images: the loss, and what the net says of the last batch."""
+def show_report(run: Run, report: Report) -> None:
+    """Every `--report-every` images: the loss, and what the net says of the same test images."""
     writer, net, step = run.writer, run.net, run.progress.step
+    images, labels = run.data.test_loader.dataset.sample(8, run.args.seed)
     viz.add_training_loss(writer, report.loss, step)
-    viz.add_predictions(writer, net, images[:16], labels[:16], run.data.classes, step)
+    viz.add_predictions(writer, net, images, labels, run.data.classes, step)
     if run.args.views == "all":
         lr = run.optimizer.param_groups[0]["lr"]
-        viz.add_training_scalars(writer, net, lr, report.images_per_second, step)
+        viz.add_training_scalars(writer, net, lr, report.speed, step)
         viz.add_histograms(writer, net, step)
         if report.profile:  # once, after the first report
             viz.add_table(writer, "where the time goes", report.profile, step)
 
 
-# ----------------------------------------------------------- after each epoch, and at the very end
+# ---------------------------------------------------------------- after each epoch, and at the end
 
 
 class Evaluation(NamedTuple):
@@ -204,20 +202,24 @@ def show_end(run: Run, test: Evaluation) -> None:
         viz.add_hparams_end(run.writer)
 
 
-# ------------------------------------------------------------------------------------------ main
+@first_process_draws
+def show_divergence(run: Run) -> None:
+    """When the loss has become infinite or NaN: HPARAMS says that this run failed."""
+    if run.args.views == "all":
+        viz.add_hparams_end(run.writer, failed=True)
 
 
 @exit_status  # errors become one line and a status: 1 for a run that failed, 2 for bad input
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     run = prepare(parse_args(argv))
-    with run.in_progress():  # Ctrl-C stops it after a batch, saved
+    with in_progress(run, on_divergence=show_divergence):  # Ctrl-C stops it after a batch, saved
         if run.is_first:  # of several processes: one writer for a folder
             # A killed run may have shown more than its last checkpoint knows. Those steps come
             # again: purge_step drops what was shown of them.
             run.writer = SummaryWriter(run.run_dir, purge_step=run.first_step)
         if run.is_new:
-            show_start(run)
+            show_start(run, evaluate(run))
         test = train(run)
         show_end(run, test)
         run.save(finished=True)

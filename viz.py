@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from matplotlib import font_manager, rc_context
 from matplotlib.figure import Figure
+from tensorboard.plugins.hparams.api_pb2 import Status
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -179,9 +181,14 @@ def add_hparams_start(writer: SummaryWriter, settings: Mapping[str, object]) -> 
     writer.file_writer.add_summary(session_start)
 
 
-def add_hparams_end(writer: SummaryWriter) -> None:
-    """HPARAMS: mark this run's row as finished."""
+def add_hparams_end(writer: SummaryWriter, failed: bool = False) -> None:
+    """HPARAMS: mark this run's row as finished, or as failed."""
     _, _, session_end = hparams({}, {})
+    if failed:  # PyTorch knows success only
+        (value,) = session_end.value
+        data = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+        data.session_end_info.status = Status.Value("STATUS_FAILURE")
+        value.metadata.plugin_data.content = data.SerializeToString()
     writer.file_writer.add_summary(session_end)
 
 

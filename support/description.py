@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 import torchvision
 
-from support.run import STAND_IN_NOTE, Run
+from support.run import Run
+from support.session import STAND_IN_NOTE
 from support.terminal import command_line, resume_command
 
 

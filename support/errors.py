@@ -12,6 +12,10 @@ class RunError(RuntimeError):
     """The run failed (exit status 1); the message says where, and the likely cause."""
 
 
+class DivergedError(RunError):
+    """A number of the run overflowed or became NaN."""
+
+
 class Stopped(Exception):
     """A signal stopped the run, which is saved (exit status 128 + the signal's number)."""
 

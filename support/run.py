@@ -11,7 +11,6 @@ A resumed run differs in nothing that the loop can see: the generators yield wha
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import math
 import signal
@@ -24,17 +23,13 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from support.checkpoint import save_checkpoint
-from support.device import device_errors, to_channels_last, tune_cpu
-from support.errors import RunError, Stopped
+from support.device import to_channels_last, tune_cpu
+from support.errors import DivergedError, Stopped
 from support.processes import Processes, all_reduce_sum, share_of_batch
 from support.profiler import STEPS, StepProfiler
-from support.run_dir import order_event_files
-from support.state import Progress, not_writable, start_run, state_of
-from support.terminal import caught_signals, progress_bar, quote, resume_command, say
+from support.state import Progress, start_run, state_of
+from support.terminal import progress_bar, resume_command, say
 
-STAND_IN_NOTE = (
-    "NOTE: these images are the built-in SHAPES, not CIFAR-10: its figures do not apply."
-)
 BAR_EVERY = 50  # batches between two updates of the progress bar
 
 
@@ -42,7 +37,7 @@ class Report(NamedTuple):
     """How training went since the last report."""
 
     loss: float  # mean over the batches
-    images_per_second: float  # views not counted
+    speed: float  # images per second; views not counted
     profile: list[tuple] | None  # a table of where the time goes, in one report of a run
 
 
@@ -221,40 +216,6 @@ class Run:
         epoch, epochs = self.progress.epoch + 1, self.args.epochs
         say(f"epoch {epoch}/{epochs}  step {self.progress.step:>7,}  {text}")
 
-    @contextlib.contextmanager
-    def in_progress(self) -> Iterator[None]:
-        """Say what is run and where, catch signals, and close the writer at the end.
-
-        Raises RunError if the run folder does not take what is written.
-        """
-        begun = time.perf_counter()
-        say(f"images  {self.data.source}: {len(self.data.train_loader.dataset):,} to train on")
-        say(f"device  {self.processes.device}")
-        say(f"run     {self.run_dir}")
-        self.say_if_stand_in()
-        order_event_files(self.run_dir)
-        try:
-            with caught_signals() as self.signals, device_errors(self.processes.device):
-                yield
-        except OSError as error:
-            raise not_writable(self.run_dir, error) from error
-        finally:
-            if self.writer:
-                with contextlib.suppress(OSError):  # a full disk has been reported
-                    self.writer.close()
-            if self.is_first:
-                self.lock.release()
-        seconds = time.perf_counter() - begun
-        say(f"finished in {seconds:.1f} s, {self.view_seconds:.1f} s of it for views")
-        self.say_if_stand_in()
-        say("now look at it:")
-        say(f"  tensorboard --logdir {quote(self.run_dir.parent)} --samples_per_plugin images=100")
-
-    def say_if_stand_in(self) -> None:
-        """Say it loudly when the images are not those of the notes."""
-        if self.data.is_stand_in:
-            say(STAND_IN_NOTE)
-
 
 def first_process_draws(show: Callable[..., None]) -> Callable[..., None]:
     """Let only the first process draw these views, in time that is not counted as training.
@@ -280,9 +241,9 @@ def first_process_draws(show: Callable[..., None]) -> Callable[..., None]:
     return draw
 
 
-def diverged(what: str, step: int) -> RunError:
-    """The error of a run in which a number overflowed or became NaN."""
-    return RunError(
+def diverged(what: str, step: int) -> DivergedError:
+    """The error of a run in which something became infinite or NaN at a step."""
+    return DivergedError(
         f"the {what} at step {step:,}: the learning rate is probably too high; "
         "start again with a smaller --lr"
     )

@@ -18,9 +18,10 @@ LOCK_NAME = "run.lock"
 def make_run_dir(log_dir: str, run_name: str | None, suffix: str) -> Path:
     """Make a new folder for the run, named by `run_name` or else by the time, and the suffix.
 
+    The time is short, 1124-153012 for November 24, 15:30:12: TensorBoard's columns are narrow.
     Raises InputError if the folder cannot be written, or if there is something of that name.
     """
-    name = (run_name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")) + suffix
+    name = (run_name or datetime.now().strftime("%m%d-%H%M%S")) + suffix
     path = Path(log_dir) / name
     for attempt in range(2, 1000):
         try:

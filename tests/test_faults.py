@@ -150,7 +150,7 @@ def assert_goes_on(run_dir: Path, whole: Path) -> None:
 
 def complaint(finished: Finished) -> str:
     """The one line that the program says about its failure; everything else is its usual output."""
-    usual = r"(images|device|run|epoch \d+/\d+) |NOTE: |stopped by |  python |\|"
+    usual = r"(reading|images|device|run|watch|epoch \d+/\d+) |NOTE: |stopped by |  python |\|"
     (line,) = (line for line in finished.output.splitlines() if not re.match(usual, line))
     assert line.startswith("train_cifar.py: ")
     return line.removeprefix("train_cifar.py: ")
@@ -163,7 +163,7 @@ MOMENTS = {
     "in an epoch": ("support.run.to_channels_last", 9, 9),
     "in a report": ("viz.add_predictions", 2, 10),
     "in a save": ("support.checkpoint.os.fsync", 3, 10),
-    "in an evaluation": ("train_cifar.evaluate", 1, 15),
+    "in an evaluation": ("train_cifar.evaluate", 2, 15),
     "in the views of an epoch": ("viz.add_pr_curves", 1, 15),
 }
 
@@ -225,7 +225,7 @@ def test_a_signal_while_images_are_read_leaves_nothing(image_folder, tmp_path, p
     words = settings(image_folder, log_dir)
     finished = finish(start(words, output, Fault("data.read_image", press, 30)), output)
     said = {interrupt: "train_cifar.py: interrupted\n", terminate: ""}[press]
-    assert finished == (status, said)
+    assert finished == (status, f"reading the images ...\n{said}")
     assert not log_dir.exists()
 
 
@@ -380,7 +380,7 @@ def close_reader() -> None:
 
 def test_output_that_nobody_reads_ends_the_run(image_folder, tmp_path, whole):
     run_dir = tmp_path / "run"
-    fault = Fault("train_cifar.evaluate", close_reader)
+    fault = Fault("train_cifar.evaluate", close_reader, 2)
     finished = train(arguments(image_folder, run_dir), run_dir, fault)
     assert finished.status == 1
     assert complaint(finished).startswith("failed: the output cannot be written (nobody reads it)")
@@ -396,7 +396,7 @@ def full_output() -> None:
 def test_output_that_cannot_be_written_is_named(image_folder, tmp_path, whole):
     """And not the run folder, which is in order."""
     run_dir = tmp_path / "run"
-    fault = Fault("train_cifar.evaluate", full_output)
+    fault = Fault("train_cifar.evaluate", full_output, 2)
     finished = train(arguments(image_folder, run_dir), run_dir, fault)
     assert finished.status == 1
     assert complaint(finished).startswith("failed: the output cannot be written (No space left")
@@ -520,7 +520,7 @@ def test_two_runs_begun_in_the_same_second_do_not_mix(image_folder, tmp_path):
     for process, output in zip(processes, outputs, strict=True):
         assert finish(process, output).status == 0
     names = sorted(path.name for path in log_dir.iterdir())
-    assert names == ["2026-01-02_03-04-05", "2026-01-02_03-04-05_2"]
+    assert names == ["0102-030405", "0102-030405_2"]
     for name in names:
         assert load_checkpoint(log_dir / name)["progress"]["finished"]
         assert len(list((log_dir / name).glob("events.out.tfevents.*"))) == 1
@@ -555,7 +555,7 @@ def test_any_command_line_gives_a_run_or_one_line(image_folder, tmp_path, capsys
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         patch.setattr(train_cifar, "read_source", read_source)
-        patch.setattr(Run, "in_progress", enough)
+        patch.setattr(train_cifar, "in_progress", enough)
         (tmp_path / "file").write_text("no folder")
         try:
             status = train_cifar.main(words)
@@ -569,7 +569,7 @@ def test_any_command_line_gives_a_run_or_one_line(image_folder, tmp_path, capsys
         assert re.fullmatch("train_cifar.py: error: .*\n", said.err, re.DOTALL)
 
 
-def enough(run: Run) -> None:
+def enough(run: Run, on_divergence: object) -> None:
     """Ends a program that is about to train."""
     raise NothingToDo("everything is ready to train")
 

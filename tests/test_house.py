@@ -19,6 +19,7 @@ STOREYS = [  # a module imports from earlier storeys only
     {"support.run_dir"},
     {"support.state"},
     {"support.run"},
+    {"support.session"},
     {"support.description"},
     {"model", "viz", "data"},
     {"train_cifar"},

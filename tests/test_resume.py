@@ -197,7 +197,7 @@ PLACES = {
     ),
     "after a checkpoint, the writer being slow": (KillBeforeSlowWriter(3), 10),
     "after that of an epoch, the writer being slow": (KillBeforeSlowWriter(4), 15),
-    "in an evaluation": (Fault("train_cifar.evaluate", kill), 10),
+    "in an evaluation": (Fault("train_cifar.evaluate", kill, 2), 10),
     "between the views of an epoch and its checkpoint": (
         Fault(SAVE, kill, 3),
         10,

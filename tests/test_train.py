@@ -1,6 +1,8 @@
 """The run as a whole: what it logs and when, that it repeats, and what it refuses."""
 
+import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, TEST_IMAGES, read_events, read_scalars, run_tiny, same_weights
+from tensorboard.plugins.hparams.api_pb2 import Status
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.data import DataLoader
 
 import data
@@ -16,17 +20,19 @@ import support.run_dir
 import train_cifar
 from model import Net
 from support.checkpoint import load_checkpoint
-from support.errors import InputError
+from support.errors import InputError, Stopped
+from support.run import Run
 
 SCRIPT = Path(train_cifar.__file__)
 REPORTS = [5, 10, 15, 20, 25, 30]  # 15 batches an epoch, a report every 5
 EPOCHS = [15, 30]
+TESTS = [0, *EPOCHS]  # before training, too
 NOTES_VIEWS = {
     "training images": [0],
     "training loss": REPORTS,
     "predictions vs. actuals": REPORTS,
-    "test loss": EPOCHS,
-    "test accuracy": EPOCHS,
+    "test loss": TESTS,
+    "test accuracy": TESTS,
     **{name: EPOCHS for name in CLASSES},  # PR curves
 }
 ALL_VIEWS = NOTES_VIEWS | {
@@ -167,7 +173,7 @@ def test_two_runs_of_the_same_second_get_two_directories(tmp_path, monkeypatch):
 
     monkeypatch.setattr(support.run_dir, "datetime", Clock)
     names = [support.run_dir.make_run_dir(str(tmp_path), None, "").name for _ in range(3)]
-    assert names == ["2026-01-02_03-04-05", "2026-01-02_03-04-05_2", "2026-01-02_03-04-05_3"]
+    assert names == ["0102-030405", "0102-030405_2", "0102-030405_3"]
 
 
 # ------------------------------------------------------------------------ shapes for CIFAR-10
@@ -287,6 +293,55 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(image_folder,
     assert all(w.isfinite().all() for w in state["net"].values())
 
 
+def test_a_run_whose_loss_is_no_number_is_shown_as_failed(image_folder, tmp_path, tiny_run, capsys):
+    words = ["--data", image_folder, "--log-dir", tmp_path, "--lr", "1e30", "--report-every", "40"]
+    assert train_cifar.main([str(word) for word in words]) == 1
+    (run_dir,) = tmp_path.iterdir()
+    assert status_in_hparams(run_dir) == "STATUS_FAILURE"
+    assert status_in_hparams(tiny_run) == "STATUS_SUCCESS"
+
+
+def status_in_hparams(run_dir: Path) -> str:
+    ((_, value),) = read_events(run_dir)["_hparams_/session_end_info"]
+    content = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+    return Status.Name(content.session_end_info.status)
+
+
+# ------------------------------------------------------------------------ where the time goes
+
+
+def test_some_steps_are_profiled_as_a_table_and_a_trace(tiny_run):
+    ((_, value),) = read_events(tiny_run)["where the time goes/text_summary"]
+    head, _, *rows = value.tensor.string_val[0].decode().splitlines()
+    assert [cell.strip() for cell in head.strip("|").split("|")][-1] == "calls"
+    found = {}
+    for row in rows:
+        name, share, _, calls = (cell.strip() for cell in row.strip("|").split("|"))
+        found[name.replace("\\", "")] = float(share.removesuffix("%")), int(calls)
+    assert len(found) == 10
+    shares = [share for share, _ in found.values()]
+    assert shares == sorted(shares, reverse=True) and 50 < sum(shares) <= 100.5
+    (convolution,) = (n for name, (_, n) in found.items() if "conv2d_backward" in name)
+    assert convolution == 2 * 10  # two layers, ten steps
+    trace = json.loads((tiny_run / "trace.json").read_text(encoding="utf-8"))
+    names = {event.get("name") for event in trace["traceEvents"]}
+    assert {"aten::conv2d", "Optimizer.step#SGD.step"} <= names
+
+
+def test_a_stop_while_steps_are_profiled_leaves_no_profile_running(image_folder, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "stop_if_asked", stop_at_step_7)
+        arguments = ["--data", image_folder, "--log-dir", tmp_path, "--batch-size", 8]
+        arguments += ["--report-every", 40, "--run-name", "stopped"]
+        assert train_cifar.main([str(word) for word in arguments]) == 128 + signal.SIGTERM
+    run_tiny(image_folder, tmp_path)  # profiles again, which fails while another profile runs
+
+
+def stop_at_step_7(run: Run) -> None:
+    if run.progress.step == 7:
+        raise Stopped(signal.SIGTERM, "stopped")
+
+
 # --------------------------------------------------------------------------- the command line
 
 
@@ -298,7 +353,7 @@ def test_the_command_line_as_a_reader_uses_it(image_folder, tmp_path):
     assert done.stderr == ""
     assert "\r" not in done.stdout
     (run_dir,) = (tmp_path / "runs").iterdir()
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", run_dir.name)
+    assert re.fullmatch(r"\d{4}-\d{6}", run_dir.name)
     assert f"run     {Path('runs') / run_dir.name}" in done.stdout
     assert done.stdout.splitlines()[-1].split() == [
         *"tensorboard --logdir runs --samples_per_plugin images=100".split()

@@ -13,6 +13,7 @@ PROBE_S = 3.0  # a probe ends then, if there is another mirror to go on with
 PATIENCE_S = 21.0  # without anything new from any mirror
 GRACE_S = 0.3  # the least that the others get to catch up with the first that has delivered
 MUCH_FASTER = 3  # times as fast: worth leaving a mirror for
+SLOW_S = 30.0  # a mirror is slow if the rest would take longer
 REST_S = 60.0  # before a mirror that was not much faster is tried again
 ENOUGH = 2**16  # bytes of a connection that make its mirror worth asking again at once
 POOR = 5  # connections in a row that bring something, but not enough: then no more
@@ -39,7 +40,6 @@ class Mirrors:
         self.poor: Counter[str] = Counter()  # connections in a row that brought little
         self.rests_until: dict[str, float] = {}  # of mirrors that were tried and not faster
         self.is_last_round = False  # those that fail now get no other chance
-        self.is_last_round = False  # those that fail now get no other chance
 
     def choose(self, start: int, size: int) -> Stream | None:
         """Ask all at once for what comes at `start`; put the best one first.
@@ -53,12 +53,12 @@ class Mirrors:
                 self.speeds[stream.url] = 0.0 if stream in liars else stream.speed
             fault = "not the bytes that others send" if stream in liars else stream.fault
             self.faults[stream.url] = fault or ("" if stream.received else "no answer")
-        self.waiting = [url for url in self._ranked() if self.speeds.get(url, MIN_SPEED)]
         useful = [stream for stream in streams if stream.received and stream not in liars]
-        if not useful:
+        if not useful:  # those that answered have failed
+            self.waiting = [url for url in self.urls if url not in self.speeds]
             return None
         best = max(useful, key=lambda stream: (stream.is_complete, self.speeds[stream.url]))
-        enough = self.speeds[best.url] / MUCH_FASTER
+        enough = min(self.speeds[best.url] / MUCH_FASTER, (size - start) / SLOW_S)
         named = (s for s in useful if s.url in self.named and self.speeds[s.url] >= enough)
         chosen = next(named, best)
         self.put_first(chosen.url)
@@ -105,7 +105,7 @@ class Mirrors:
         self.waiting = [other for other in waiting if other != url]
 
     def start_last_round(self) -> None:
-        """Ask each mirror once more, and then give up."""
+        """Ask each mirror once more, alone, and then give up."""
         self.is_last_round, self.waiting = True, self._ranked()
 
     def name(self, url: str) -> str:

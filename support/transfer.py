@@ -18,7 +18,6 @@ from support.mirrors import Mirrors
 from support.streams import Stream
 
 WINDOW_S = 3.0  # a mirror is as fast as it was in the last seconds
-SLOW_S = 30.0  # and slow if the rest would take longer
 LONG_S = 600.0  # the reader should know what to do meanwhile
 MB = 2**20
 EARLIER_RUN = "an earlier run"
@@ -44,9 +43,9 @@ class Transfer:
         self.mirrors, self.part, self.size, self.is_right = asked, part, size, is_right
         self.position = part.stat().st_size if part.exists() else 0  # of the first missing byte
         self.givers = {EARLIER_RUN} if self.position else set()
-        self.one_giver = False  # all bytes must be of one mirror, to find out who sends wrong ones
         self.announced = ""  # the mirror that the reader knows to be next
-        self.trouble = ""  # how the last connection ended
+        self.last = ""  # the mirror that was asked last
+        self.trouble = ""  # and how that ended
         self.has_said_how_long = False
 
     def run(self) -> None:
@@ -77,21 +76,24 @@ class Transfer:
         best = self.mirrors.choose(self.position, self.size)
         if best is None:
             return
-        for url in self.mirrors.passed_over(best.url):
+        passed_over = self.mirrors.passed_over(best.url)
+        for url in passed_over:
             self.say_left(url, best.url)
-        fastest = self.mirrors.speeds[best.url] == max(self.mirrors.speeds.values())
-        rank = "the fastest" if fastest else "not much slower than the fastest"
-        self.announce(best.url, f", {rank}: {self.outlook(best.url)}")
+        if not passed_over:
+            fastest = self.mirrors.speeds[best.url] == max(self.mirrors.speeds.values())
+            rank = "the fastest" if fastest else "as you asked"
+            self.announce(best.url, f" ({rank}): {self.outlook(best.url)}")
+        self.last = self.announced = best.url
         with self.opened_part() as file:
             self.write(file, best)
 
     def continue_from(self, url: str, seconds: float) -> int:
         """Add what `url` sends, if it answers in `seconds`; returns how many bytes it has sent."""
-        if self.one_giver and not self.givers <= {url}:
-            self.empty_part()
+        if self.mirrors.is_last_round and not self.givers <= {url}:
+            self.empty_part()  # all bytes must be of one mirror, to find out whose are wrong
         if url != self.announced:
             self.announce(url)
-        had, self.announced = self.position, ""
+        had, self.last, self.announced = self.position, url, ""
         stream = Stream(url, had, self.size)
         try:
             with self.opened_part() as file:
@@ -142,14 +144,14 @@ class Transfer:
     def start_rival(self, url: str) -> Stream | None:
         """Ask another mirror if `url` is slow; if none is faster, tell a reader who must wait."""
         left, speed = self.size - self.position, self.mirrors.speeds[url]
-        if self.one_giver or left <= SLOW_S * speed:
+        if self.mirrors.is_last_round or left <= mirrors.SLOW_S * speed:
             return None
         rival = self.mirrors.start_rival(url, self.position, self.size)
         if not rival and left > LONG_S * speed > 0 and not self.has_said_how_long:
             self.has_said_how_long = True
             say(
-                f"no mirror is faster: {self.outlook(url)}; meanwhile, in a second terminal: "
-                "python train_cifar.py --data shapes"
+                f"no mirror is faster than {per_second(speed)}: {duration(left / speed)} to go; "
+                "meanwhile, in a second terminal: python train_cifar.py --data shapes"
             )
         return rival
 
@@ -169,7 +171,6 @@ class Transfer:
             f"wrong bytes (md5) from {' or '.join(map(self.mirrors.name, sorted(self.givers)))}"
         )
         if len(self.givers) > 1:
-            self.one_giver = True
             self.mirrors.start_last_round()
         else:
             self.mirrors.leave_out(self.givers.pop(), "wrong bytes (md5)")
@@ -183,13 +184,14 @@ class Transfer:
 
     def announce(self, url: str, why: str = "") -> None:
         """Say who is next."""
+        name, megabytes = self.mirrors.name(url), f"{self.size / MB:.0f} MB"
         place = f"continuing at {self.position / MB:.0f} MB" if self.position else ""
-        if self.trouble:
-            say(f"{self.trouble}; {place or 'downloading'} from {self.mirrors.name(url)}{why}")
+        if not self.trouble:
+            say(f"downloading CIFAR-10 ({megabytes}) from {name}{place and ', '}{place}{why}")
+        elif url == self.last and place:
+            say(f"{self.trouble}; {place}")
         else:
-            place = f", {place}" if place else ""
-            size = f"{self.size / MB:.0f} MB"
-            say(f"downloading CIFAR-10 ({size}) from {self.mirrors.name(url)}{place}{why}")
+            say(f"{self.trouble}; {place or 'downloading'} from {name}")
 
     def say_left(self, url: str, other: str) -> None:
         """Say why `url` was left, and for whom."""
@@ -198,9 +200,12 @@ class Transfer:
         say(f"{known.name(url)}: {why}, left for {known.name(other)}: {self.outlook(other)}")
 
     def outlook(self, url: str) -> str:
-        """How fast a mirror is, and how long the rest takes at that speed."""
+        """How fast a mirror is, and how long the rest takes.
+
+        It was measured beside others and on its first bytes, so it is likely to become faster.
+        """
         speed = self.mirrors.speeds[url]
-        return f"{per_second(speed)}, about {duration((self.size - self.position) / speed)} left"
+        return f"{per_second(speed)}, at most {duration((self.size - self.position) / speed)} left"
 
     def progress_bar(self) -> tqdm:
         """On a terminal only."""
@@ -236,5 +241,5 @@ def per_second(speed: float) -> str:
 def duration(seconds: float) -> str:
     """A time for the reader."""
     if seconds < 100:
-        return f"{seconds:.0f} s"
+        return f"{max(seconds, 1):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

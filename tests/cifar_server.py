@@ -201,9 +201,12 @@ class Handler(BaseHTTPRequestHandler):
         middle, start, due = len(self.server.archive) // 2, self.start(), time.monotonic()
         self.head_206(start)
         while start < self.stop() and not self.server.go_on.wait(max(0, due - time.monotonic())):
-            step = min(20 * (then if then and start >= middle else rate), self.stop() - start)
-            self.body(self.server.archive[start : start + step])
-            start, due = start + step, due + 0.02
+            is_late = then and start >= middle
+            end = min(start + 20 * (then if is_late else rate), self.stop())
+            if start < middle < end:
+                end = middle
+            self.body(self.server.archive[start:end])
+            start, due = end, due + 0.02
         self.body(self.server.archive[start : self.stop()])
 
     def trickle(self) -> None:
@@ -224,7 +227,7 @@ class Handler(BaseHTTPRequestHandler):
         self.head(206, Content_Range=f"bytes {self.start()}-9/\x1b[2J\x08")
 
     def lying(self) -> bytes:
-        return bytes(255 - byte for byte in self.server.archive)
+        return self.server.archive.translate(bytes(range(255, -1, -1)))
 
     def half(self) -> None:
         """Stops in the middle, and never has more."""

@@ -4,15 +4,20 @@ The table of faults is in these tests' names. Each good end is checked with torc
 CIFAR10 class; each bad end is one line that says what to do.
 """
 
+import contextlib
 import io
 import os
+import re
 import signal
 import socket
 import sys
 import tarfile
 import tempfile
 import threading
+from http.client import HTTPResponse
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.error import HTTPError
 
 import cifar_server
 import numpy as np
@@ -227,6 +232,283 @@ def test_name_server_is_silent(tmp_path, tiny, short, monkeypatch):
 def test_redirect_to_nowhere(tmp_path, server, target):
     server.redirect_to = target or "http://127.0.0.1:1/" + "x" * 10_000
     assert len(error_of(tmp_path, server.url("redirect"))) < 1000
+
+
+# --- the fastest mirror ---------------------------------------------------------------------------
+
+NO_LIMIT = "rate400000"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Speeds are looked at so often that it matters for a tiny archive."""
+    monkeypatch.setattr(transfer, "WINDOW_S", 0.2)
+    monkeypatch.setattr(mirrors, "SLOW_S", 0.5)
+    monkeypatch.setattr(mirrors, "PROBE_S", 0.3)
+
+
+@pytest.fixture
+def at_work(monkeypatch):
+    """The number of connections at work beside each new one."""
+    beside, opened, init = [], [], streams.Stream.__init__
+
+    def counted(self, *args, **kwargs):
+        beside.append(sum(not (stream.is_closed or stream.is_done) for stream in opened))
+        init(self, *args, **kwargs)
+        opened.append(self)
+
+    monkeypatch.setattr(streams.Stream, "__init__", counted)
+    return beside
+
+
+def ask_in_order(monkeypatch):
+    """Without the comparison at the start: the first mirror goes on."""
+    monkeypatch.setattr(Transfer, "choose", lambda self: None)
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_the_fastest_mirror_is_found_at_once(
+    tmp_path, tiny, server, quick, monkeypatch, capsys, is_named
+):
+    slow, fast = server.url("rate2"), server.url(NO_LIMIT)
+    monkeypatch.setattr(download, "BUILT_IN_MIRRORS", (fast,) if is_named else (slow, fast))
+    fetch_cifar10(tmp_path, [slow] if is_named else [])
+    assert_whole(tmp_path, tiny)
+    assert server.habits()[2:] == [NO_LIMIT] and server.sent_by[NO_LIMIT] == len(tiny.archive)
+    assert server.sent_by["rate2"] <= cifar_server.PROBE_BYTES
+    host = f"127.0.0.1:{server.server_port}"
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "CIFAR-10 (0 MB): asking 2 addresses at once"
+    if is_named:
+        pattern = (
+            rf"{re.escape(slow)}: [\d.]+ kB/s, left for {host}: [\d.]+ [kM]B/s, at most \d+ s left"
+        )
+    else:
+        pattern = (
+            rf"downloading CIFAR-10 \(0 MB\) from {host} \(the fastest\): "
+            r"[\d.]+ [kM]B/s, at most \d+ s left"
+        )
+    assert len(said) == 2 and re.fullmatch(pattern, said[1])
+
+
+PROBES = {  # name of a mirror: speed in MB/s, whether its probe is complete
+    "named slow": (0.08, False),
+    "named": (20, True),
+    "named too": (50, True),
+    "silent": (0, False),
+    "slow": (0.1, False),
+    "fast": (40, True),
+    "faster": (50, True),
+}
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen", "then"),
+    [
+        (["slow", "fast", "faster", "silent"], "faster", ["fast", "slow", "silent"]),
+        (["named", "fast", "faster"], "named", ["faster", "fast"]),
+        (["named", "named too", "faster"], "named", ["named too", "faster"]),
+        (["named slow", "fast"], "fast", ["named slow"]),
+        (["named slow", "slow"], "named slow", ["slow"]),
+        (["silent", "slow"], "slow", ["silent"]),
+    ],
+)
+def test_who_is_chosen(monkeypatch, asked, chosen, then):
+    def probe(urls: list[str], start: int, size: int) -> list[SimpleNamespace]:
+        found = []
+        for url in urls:
+            speed, complete = PROBES[url]
+            received = mirrors.PROBE_BYTES if complete else int(100_000 * speed)
+            state = {"received": received, "is_complete": complete, "speed": speed * 1e6}
+            buffer = bytes(received)
+            found.append(SimpleNamespace(url=url, start=start, fault="", buffer=buffer, **state))
+        return found
+
+    monkeypatch.setattr(mirrors, "probe", probe)
+    known = Mirrors(asked, [url for url in asked if url.startswith("named")])
+    assert known.choose(0, 2**30).url == chosen
+    assert known.waiting == [chosen, *then]
+
+
+def test_a_named_mirror_that_takes_no_time_is_kept(tmp_path, tiny, server, monkeypatch):
+    monkeypatch.setattr(mirrors, "MUCH_FASTER", 1e-6)  # however fast the others are
+    monkeypatch.setattr(download, "BUILT_IN_MIRRORS", (server.url(NO_LIMIT),))
+    fetch_cifar10(tmp_path, [server.url("good")])
+    assert server.habits()[2:] == ["good"]
+
+
+@pytest.mark.parametrize("dead", [[], ["silent", "404"]])
+def test_a_mirror_that_becomes_slow_is_left(
+    tmp_path, tiny, server, quick, at_work, monkeypatch, capsys, dead
+):
+    ask_in_order(monkeypatch)
+    drops = "rate400000-5"
+    fetch_cifar10(tmp_path, [server.url(habit) for habit in [drops, *dead, NO_LIMIT]])
+    assert_whole(tmp_path, tiny)
+    assert server.habits() == [drops, *dead, NO_LIMIT, NO_LIMIT]
+    assert max(at_work) == 1  # hence two at once
+    assert server.sent <= len(tiny.archive) + 2 * cifar_server.PROBE_BYTES
+    assert server.sent_by[drops] < 0.6 * len(tiny.archive)
+    pattern = (
+        rf"{re.escape(server.url(drops))}: .* kB/s, left for {server.url(NO_LIMIT)}: .*B/s, .*"
+    )
+    assert re.fullmatch(pattern, capsys.readouterr().err.splitlines()[-1])
+
+
+def test_a_mirror_that_is_not_faster_does_not_help(tmp_path, tiny, server, quick, monkeypatch):
+    ask_in_order(monkeypatch)
+    said = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if "meanwhile" in line:  # enough seen
+            server.go_on.set()
+
+    monkeypatch.setattr(transfer, "say", say)
+    monkeypatch.setattr(transfer, "LONG_S", 1.0)
+    fetch_cifar10(tmp_path, [server.url("rate20"), server.url("rate8")])
+    assert_whole(tmp_path, tiny)
+    assert server.habits() == ["rate20", "rate8"]  # tried once, and not again
+    assert server.sent <= len(tiny.archive) + cifar_server.PROBE_BYTES
+    start, hint = said
+    assert re.fullmatch(
+        r"no mirror is faster than [\d.]+ kB/s: \d+ s to go; meanwhile, "
+        r"in a second terminal: python train_cifar.py --data shapes",
+        hint,
+    )
+
+
+@pytest.mark.parametrize("habit", ["trickle", "one_byte"])
+@pytest.mark.parametrize("compared", [False, True])
+def test_a_mirror_that_trickles_is_left(
+    tmp_path, tiny, server, quick, short, monkeypatch, habit, compared
+):
+    if not compared:
+        ask_in_order(monkeypatch)
+    fetch_cifar10(tmp_path, [server.url(habit), server.url("good")])
+    assert_whole(tmp_path, tiny)
+    assert server.habits().count(habit) == 1
+
+
+def test_a_mirror_that_only_trickles_is_no_mirror(tmp_path, server, short):
+    assert "timed out" in error_of(tmp_path, server.url("trickle"))
+    assert 1 <= len(server.asked) <= mirrors.PATIENCE_S / streams.TIMEOUT_S + 1
+    server.asked.clear()
+    assert "1 bytes" in error_of(tmp_path, server.url("one_byte"))
+    assert len(server.asked) == mirrors.POOR
+
+
+def test_a_dead_address_costs_nobody_anything(tmp_path, tiny, server, at_work):
+    urls = [server.url(habit) for habit in ["silent", "silent_body", "404", "hangs_up", "good"]]
+    fetch_cifar10(tmp_path, urls)
+    assert_whole(tmp_path, tiny)
+    assert server.habits()[5:] == ["good"] and server.sent == len(tiny.archive)
+    assert at_work[5:] == [0]
+    for url in urls[:2]:  # nobody has waited for them: they have still time to answer
+        assert f"mirror {url}" in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.parametrize("others", [[NO_LIMIT, "good"], ["cuts11", "good"]])
+def test_wrong_bytes_from_one_of_three_cost_no_more_than_its_probe(
+    tmp_path, tiny, server, others, capsys
+):
+    fetch_cifar10(tmp_path, [server.url(habit) for habit in ["wrong", *others]])
+    assert_whole(tmp_path, tiny)
+    assert server.habits().count("wrong") == 1
+    assert server.sent <= len(tiny.archive) + 3 * cifar_server.PROBE_BYTES
+    assert f"{server.url('wrong')}: not the bytes that others send" in capsys.readouterr().err
+
+
+def test_of_two_givers_a_wrong_one_is_found(tmp_path, tiny, server, monkeypatch):
+    ask_in_order(monkeypatch)
+    fetch_cifar10(tmp_path, [server.url(habit) for habit in ["half", "wrong", "good"]])
+    assert_whole(tmp_path, tiny)
+    # half, and no more; the rest is wrong; all from the first, from the second, from the third
+    assert server.habits() == ["half", "half", "wrong", "half", "half", "wrong", "good"]
+
+
+def test_control_characters_of_a_server_reach_nobody(tmp_path, tiny, server, monkeypatch, capsys):
+    ask_in_order(monkeypatch)
+    fetch_cifar10(tmp_path, [server.url(habit) for habit in ["rude", "rude_size", "good"]])
+    said = capsys.readouterr().err
+    assert "Not here" in said and "[2J" in said
+    assert all(line.isprintable() for line in said.splitlines())
+
+
+def test_a_failure_is_said_once_and_faults_are_gathered(tmp_path, server, capsys, monkeypatch):
+    monkeypatch.setattr(download, "BUILT_IN_MIRRORS", (server.url("404"), server.url("404") + "?"))
+    message = error_of(tmp_path, server.url("500"))
+    host = f"127.0.0.1:{server.server_port}"
+    assert f"{host}, {host}: HTTP Error 404: Not Found" in message
+    assert f"{server.url('500')}: HTTP Error 500" in message
+    assert capsys.readouterr().err == "CIFAR-10 (0 MB): asking 3 addresses at once\n"
+
+
+@pytest.mark.parametrize("speed", [80_000, 999, 1_200_000, 12_345_678])
+def test_speeds_and_times_are_short(speed):
+    shown = {80_000: "80 kB/s", 999: "1.0 kB/s", 1_200_000: "1.2 MB/s", 12_345_678: "12 MB/s"}
+    assert transfer.per_second(speed) == shown[speed]
+    assert [transfer.duration(s) for s in (0.1, 14, 2130, 9000)] == [
+        "1 s",
+        "14 s",
+        "36 min",
+        "2.5 h",
+    ]
+
+
+# --- what is left behind --------------------------------------------------------------------------
+
+
+def test_every_response_is_closed(tmp_path, server, short, monkeypatch):
+    """Python 3.14 warns of those that are not, when it happens to find them."""
+    responses, errors, closed = [], [], set()
+    begin_response, begin_error, close = (
+        HTTPResponse.__init__,
+        HTTPError.__init__,
+        HTTPError.close,
+    )
+
+    def response(self, *args, **kwargs):
+        begin_response(self, *args, **kwargs)
+        responses.append(self)
+
+    def error(self, *args, **kwargs):
+        begin_error(self, *args, **kwargs)
+        errors.append(self)
+
+    def close_error(self):
+        closed.add(self)
+        close(self)
+
+    monkeypatch.setattr(HTTPResponse, "__init__", response)
+    monkeypatch.setattr(HTTPError, "__init__", error)
+    monkeypatch.setattr(HTTPError, "close", close_error, raising=False)
+    habits = [*FAULTS, "redirect", "no_range", "cuts3", "good"]
+    fetch_cifar10(tmp_path / "all", map(server.url, ["silent_body", "trickle", *habits]))
+    for habit in habits:
+        with contextlib.suppress(InputError):
+            fetch_cifar10(tmp_path / habit, [server.url(habit)])
+    for target in "http://[1", "file:///x", server.url("404"):
+        server.redirect_to = target
+        error_of(tmp_path / "redirected", server.url("redirect"))
+    server.go_on.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("mirror"):
+            thread.join()
+    assert len(responses) > 2 * len(habits) and len(errors) > 8
+    assert all(response.isclosed() for response in responses)
+    assert set(errors) == closed
+
+
+@pytest.mark.parametrize("stderr", ["closed", "unread"])
+def test_nobody_need_read_what_is_said(tmp_path, tiny, server, monkeypatch, stderr):
+    class Unread(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", None if stderr == "closed" else Unread())
+    fetch_cifar10(tmp_path, [server.url("404"), server.url("cuts1")])
+    assert_whole(tmp_path, tiny)
 
 
 # --- the list of mirrors --------------------------------------------------------------------------

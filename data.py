@@ -115,9 +115,7 @@ class Data(NamedTuple):
     test_loader: BatchLoader
     classes: list[str]
     source: str  # what finds the same images again: "cifar10", "shapes" or a folder's whole path
-    is_stand_in: (
-        bool  # the images are the built-in shapes, to which CIFAR-10's figures do not apply
-    )
+    is_stand_in: bool  # the images are the built-in shapes: CIFAR-10's figures do not apply
 
 
 def load_data(

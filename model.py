@@ -23,9 +23,8 @@ class Net(nn.Module):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Map images (B, 3, 32, 32) to the features (B, 84) that the last layer classifies."""
-        # The notes have relu before pool. The numbers are the same; relu gets a quarter as many.
-        x = F.relu(self.pool(self.conv1(images)))  # (B, 6, 14, 14)
-        x = F.relu(self.pool(self.conv2(x)))  # (B, 16, 5, 5)
+        x = self.pool(F.relu(self.conv1(images)))  # (B, 6, 14, 14)
+        x = self.pool(F.relu(self.conv2(x)))  # (B, 16, 5, 5)
         x = x.flatten(1)  # (B, 400); a wrong image size fails in fc1 instead of changing B
         x = F.relu(self.fc1(x))  # (B, 120)
         return F.relu(self.fc2(x))  # (B, 84)

@@ -1,19 +1,30 @@
 """One function per TensorBoard view; each takes the writer, what it shows, and the step.
 
-Nothing here reads a global or a file: writer, net, images and class names are passed in, so that
-every function can be lifted into another training script. Shapes: B images in a batch, N samples,
-C classes. Images are normalised to [-1, 1], as `data.py` makes them.
+Nothing here reads a global, a file or a run: writer, net, images and class names are passed in, so
+that every function can be lifted into the training of any image classifier. Tensors may be on any
+device. Shapes: B images in a batch, N samples, C classes; images are (B, 1 or 3, H, W) of any size,
+normalised with `mean` and `std`: numbers, or one for each channel. The defaults are those of
+Normalize(0.5, 0.5). The file goes from tab to tab; how a figure is drawn comes last.
 """
 
+import contextlib
+import functools
 import math
+import re
+import unicodedata
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib import font_manager, rc_context
 from matplotlib.figure import Figure
+from tensorboard.compat.proto.attr_value_pb2 import AttrValue
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.graph_pb2 import GraphDef
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.plugins.hparams.api_pb2 import Status
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import nn
@@ -23,7 +34,12 @@ from torchvision.utils import make_grid
 
 RIGHT, WRONG = "green", "red"
 BLUE = torch.tensor([0.02, 0.29, 0.62])
+MAX_TILES = 64  # images, filters or maps in one picture
+COLUMNS = 8  # of them in a row
+TILE, GAP, TITLE = 128, 8, 56  # pixels: an image's longer side, around it, above it
 DPI = 100  # pixels per inch, by which Matplotlib measures
+
+Channels = float | Sequence[float]  # one number for all channels, or one for each
 
 # Class names may be Chinese, for which DejaVu has no glyphs: any of these helps where installed.
 # (Matplotlib before 3.11 sees only the first font of a collection: Noto's is the Japanese one.)
@@ -35,161 +51,9 @@ CJK_FONTS = (
     "WenQuanYi Zen Hei",
     "SimHei",
 )
-INSTALLED_FONTS = {font.name for font in font_manager.fontManager.ttflist}
-FONTS = ["DejaVu Sans", *(name for name in CJK_FONTS if name in INSTALLED_FONTS)]
 
 
-def images_to_probs(net: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the predicted class (B,) of each image (B, 3, 32, 32) and its probability (B,)."""
-    was_training = net.training
-    net.eval()  # nothing changes in this Net, but much where there is dropout or batch norm
-    with torch.no_grad():
-        probs, preds = net(images).softmax(dim=1).max(dim=1)
-    net.train(was_training)
-    return preds, probs
-
-
-def show_pixels(pixels: torch.Tensor, scale: int) -> Figure:
-    """Return a figure of just this picture (3, H, W) with values in [0, 1], `scale` times as large.
-
-    It has no axes: those take several times as long to draw as the picture itself.
-    """
-    pixels = F.interpolate(pixels[None], scale_factor=scale)[0].permute(1, 2, 0)  # (H, W, 3)
-    height, width, _ = pixels.shape
-    fig = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
-    fig.figimage(pixels.numpy())
-    return fig
-
-
-def matplotlib_imshow(image: torch.Tensor, scale: int = 4) -> Figure:
-    """Return a figure of a normalised image (3, H, W) in its own colours, enlarged."""
-    pixels = image.cpu() / 2 + 0.5  # [-1, 1] -> [0, 1]
-    return show_pixels(pixels, scale)
-
-
-def plot_images(
-    images: torch.Tensor, titles: Sequence[str], colors: Sequence[str] | None = None
-) -> Figure:
-    """Draw normalised images (B, 3, H, W) in rows of up to eight, each below its title."""
-    count, _, height, _ = images.shape
-    columns = min(count, 8)
-    title_height, gap = round(height * 0.45), 2
-    padded = F.pad(images.cpu(), (gap, gap, title_height, gap), value=1.0)  # a white margin
-    grid = make_grid(padded, nrow=columns, padding=0, pad_value=1.0)  # (3, rows * H, columns * W)
-    fig = matplotlib_imshow(grid)
-    rows = math.ceil(count / columns)
-    bottom = (title_height - gap) / padded.shape[2]  # of a title, in its cell
-    for index, title in enumerate(titles):
-        row, column = divmod(index, columns)
-        color = colors[index] if colors else "black"
-        add_text(fig, (column + 0.5) / columns, (row + bottom) / rows, title, color=color, size=8)
-    return fig
-
-
-def add_text(fig: Figure, x: float, y: float, text: str, va: str = "bottom", **style) -> None:
-    """Write text into a figure: x from its left and y from its top edge, both from 0 to 1."""
-    style = {"ha": "center", "va": va, "family": FONTS} | style
-    fig.text(x, 1 - y, text, parse_math=False, **style)  # a class name may hold a dollar sign
-
-
-def shorten(name: str, limit: int = 16) -> str:
-    """Cut a long class name so that titles in a grid do not run into each other."""
-    return name if len(name) <= limit else name[: limit - 1] + "…"
-
-
-def add_figure(writer: SummaryWriter, tag: str, figure: Figure, step: int) -> None:
-    """IMAGES: a Matplotlib figure."""
-    # Most of a figure's time goes into its letters; without hinting they take a third less.
-    with warnings.catch_warnings(), rc_context({"text.hinting": "none"}):
-        # Without a Chinese font, Chinese names become boxes; a warning for each sign helps nobody.
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
-        writer.add_figure(tag, figure, step)
-
-
-def add_image_grid(
-    writer: SummaryWriter,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    classes: Sequence[str],
-    step: int = 0,
-) -> None:
-    """IMAGES: training images (B, 3, 32, 32) with the names of their labels (B,)."""
-    titles = [shorten(classes[label]) for label in labels]
-    add_figure(writer, "training images", plot_images(images, titles), step)
-
-
-def add_net_graph(writer: SummaryWriter, net: nn.Module, images: torch.Tensor) -> None:
-    """GRAPHS: the layers of `net`, traced with one batch of images on the net's device.
-
-    A net that cannot be traced gives a warning: the picture is never worth the training.
-    """
-    modes = [(module, module.training) for module in net.modules()]
-    with warnings.catch_warnings():
-        # add_graph still goes through torch.jit.trace, which announces its own retirement.
-        warnings.filterwarnings("ignore", ".*torch.jit", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", ".*torch.jit", category=FutureWarning)
-        try:
-            writer.add_graph(net, images)
-        except Exception as error:
-            warnings.warn(f"the graph of the net could not be drawn: {error}", stacklevel=2)
-    for module, mode in modes:  # add_graph sets every layer to the mode of the whole net
-        module.training = mode
-
-
-def add_layout(writer: SummaryWriter) -> None:
-    """CUSTOM SCALARS: training and test loss on one chart, the learning rate on another.
-
-    Call it once for a writer: a second layout replaces the first.
-    """
-    writer.add_custom_scalars(
-        {
-            "training": {
-                "training and test loss": ["Multiline", ["^training loss$", "^test loss$"]],
-                "learning rate": ["Multiline", ["^learning rate$"]],
-            }
-        }
-    )
-
-
-def add_table(
-    writer: SummaryWriter, tag: str, rows: Sequence[Sequence[str]], step: int = 0
-) -> None:
-    """TEXT: rows of strings as a Markdown table; the first row is the heading."""
-    writer.add_text(tag, markdown_table(rows), step)
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Align rows of strings as a Markdown table, readable in TensorBoard and in a terminal."""
-    rows = [[str(cell).replace("|", r"\|").replace("\n", " ") for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    head, *body = (
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    )
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([head, rule, *body])
-
-
-def add_hparams_start(writer: SummaryWriter, settings: Mapping[str, object]) -> None:
-    """HPARAMS: the settings of this run (str, bool, int or float), one row of the table.
-
-    `SummaryWriter.add_hparams` would open a second run and an Experiment record, which hides runs
-    with other settings; the session alone makes TensorBoard unite all keys and take every scalar
-    of the run as a metric.
-    """
-    _, session_start, _ = hparams(dict(settings), {})
-    writer.file_writer.add_summary(session_start)
-
-
-def add_hparams_end(writer: SummaryWriter, failed: bool = False) -> None:
-    """HPARAMS: mark this run's row as finished, or as failed."""
-    _, _, session_end = hparams({}, {})
-    if failed:  # PyTorch knows success only
-        (value,) = session_end.value
-        data = HParamsPluginData.FromString(value.metadata.plugin_data.content)
-        data.session_end_info.status = Status.Value("STATUS_FAILURE")
-        value.metadata.plugin_data.content = data.SerializeToString()
-    writer.file_writer.add_summary(session_end)
+# ---------------------------------------------------------------------- SCALARS, CUSTOM SCALARS
 
 
 def add_training_loss(writer: SummaryWriter, loss: float, step: int) -> None:
@@ -214,6 +78,310 @@ def add_test_scalars(writer: SummaryWriter, loss: float, accuracy: float, step: 
     """SCALARS: mean loss and accuracy (0 to 1) over the test images."""
     writer.add_scalar("test loss", loss, step)
     writer.add_scalar("test accuracy", accuracy, step)
+
+
+def add_layout(writer: SummaryWriter) -> None:
+    """CUSTOM SCALARS: training and test loss on one chart, the learning rate on another.
+
+    Call it once for a writer: a second layout replaces the first.
+    """
+    writer.add_custom_scalars(
+        {
+            "training": {
+                "training and test loss": ["Multiline", ["^training loss$", "^test loss$"]],
+                "learning rate": ["Multiline", ["^learning rate$"]],
+            }
+        }
+    )
+
+
+# --------------------------------------------------------------------------------------- IMAGES
+
+
+def add_image_grid(
+    writer: SummaryWriter,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    classes: Sequence[str],
+    step: int = 0,
+    mean: Channels = 0.5,
+    std: Channels = 0.5,
+) -> None:
+    """IMAGES: training images (B, 1 or 3, H, W) with the names of their labels (B,)."""
+    titles = [shorten(classes[label]) for label in labels.tolist()]
+    add_figure(writer, "training images", plot_images(images, titles, None, mean, std), step)
+
+
+def images_to_probs(net: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the predicted class (B,) of each image (B, ...) and its probability (B,), on the CPU.
+
+    The net predicts as in a test, without dropout; every layer's mode is then as it was.
+    """
+    with kept_modes(net), torch.no_grad():
+        net.eval()
+        probs, preds = net(images).softmax(dim=1).max(dim=1)
+    return preds.cpu(), probs.cpu()
+
+
+def plot_classes_preds(
+    net: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    classes: Sequence[str],
+    mean: Channels = 0.5,
+    std: Channels = 0.5,
+) -> Figure:
+    """Draw images (B, 1 or 3, H, W) with predicted class, its probability, and label (B,).
+
+    The title is green where the prediction is right and red where it is wrong.
+    """
+    preds, probs = images_to_probs(net, images)
+    labels = labels.cpu()
+    colors = [RIGHT if right else WRONG for right in (preds == labels).tolist()]
+    titles = prediction_titles(preds, probs, labels, classes)
+    return plot_images(images, titles, colors, mean, std)
+
+
+def prediction_titles(
+    preds: torch.Tensor, probs: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]
+) -> list[str]:
+    """Say of each image the predicted class (B,), its probability (B,), and the label (B,)."""
+    return [
+        f"{shorten(classes[pred])}, {prob:.1%}\n(label: {shorten(classes[label])})"
+        for pred, prob, label in zip(preds.tolist(), probs.tolist(), labels.tolist(), strict=True)
+    ]
+
+
+def add_predictions(
+    writer: SummaryWriter,
+    net: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    classes: Sequence[str],
+    step: int,
+    mean: Channels = 0.5,
+    std: Channels = 0.5,
+) -> None:
+    """IMAGES: what the net says now of a batch of images, and what they are."""
+    figure = plot_classes_preds(net, images, labels, classes, mean, std)
+    add_figure(writer, "predictions vs. actuals", figure, step)
+
+
+def worst_mistakes(probs: torch.Tensor, labels: torch.Tensor, count: int) -> list[int]:
+    """Up to `count` indices of wrong predictions, from probs (N, C) and labels (N,).
+
+    The surest come first: those with the highest probability for the wrong class.
+    """
+    highest, preds = probs.cpu().max(dim=1)
+    wrong = (preds != labels.cpu()).nonzero()[:, 0]
+    surest = highest[wrong].argsort(descending=True, stable=True)
+    return wrong[surest][:count].tolist()
+
+
+def add_mistakes(
+    writer: SummaryWriter,
+    images: torch.Tensor,
+    probs: torch.Tensor,
+    labels: torch.Tensor,
+    classes: Sequence[str],
+    step: int,
+    mean: Channels = 0.5,
+    std: Channels = 0.5,
+) -> None:
+    """IMAGES: wrongly classified images (B, 1 or 3, H, W) with predicted and true class.
+
+    probs (B, C) and labels (B,) are those of the images that `worst_mistakes` found. Without a
+    mistake there is no picture.
+    """
+    if len(images) == 0:
+        return
+    highest, preds = probs.max(dim=1)
+    titles = prediction_titles(preds, highest, labels, classes)
+    figure = plot_images(images, titles, [WRONG] * len(titles), mean, std)
+    write_text(figure, GAP, GAP / 2, "surest mistakes first", va="top", ha="left", size=8)
+    add_figure(writer, "worst mistakes", figure, step)
+
+
+def count_confusions(preds: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Count (C, C): row the true class, column the predicted one; preds and labels (N,)."""
+    cells = labels * num_classes + preds
+    return cells.bincount(minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def add_confusion_matrix(
+    writer: SummaryWriter,
+    probs: torch.Tensor,
+    labels: torch.Tensor,
+    classes: Sequence[str],
+    step: int,
+) -> None:
+    """IMAGES: how many images of each true class (row) were taken for each class (column).
+
+    probs (N, C) and labels (N,) are those of the test images. The picture has at most 1,200 pixels
+    a side: cells shrink with many classes, up to 40 have numbers in them, up to 100 have names.
+    Of more than 1,000 classes, as many neighbours as it takes share a cell.
+    """
+    shared = math.ceil(len(classes) / 1000)
+    preds, labels = probs.argmax(dim=1).cpu() // shared, labels.cpu() // shared
+    counts = count_confusions(preds, labels, math.ceil(len(classes) / shared))
+    shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    pixels = 1 - shares * (1 - BLUE[:, None, None])  # (3, C, C): one for a cell
+    cell, margin = min(44, 1000 // len(counts)), 176  # pixels; the names are in the margin
+    pixels = F.interpolate(pixels[None], scale_factor=cell)[0]
+    fig = pixel_figure(F.pad(pixels, (margin, 0, margin, 0), value=1.0))
+
+    write_text(fig, GAP, GAP, "true class ↓\npredicted class →", va="top", ha="left")
+    middles = [margin + cell * (index + 0.5) for index in range(len(counts))]
+    names = map(shorten, classes) if cell >= 10 else ()
+    for middle, name in zip(middles, names, strict=False):
+        size = min(10, 0.6 * cell)
+        write_text(fig, margin - GAP, middle, name, va="center", ha="right", size=size)
+        write_text(fig, middle, margin - GAP, name, rotation=90, size=size)
+    numbered = (shares >= 0.01).nonzero().tolist() if cell >= 25 else []  # smaller ones distract
+    for true, pred in numbered:
+        color = "white" if shares[true, pred] > 0.6 else "black"
+        number = str(counts[true, pred].item())
+        write_text(fig, middles[pred], middles[true], number, va="center", color=color, size=8)
+    add_figure(writer, "confusion matrix", fig, step)
+
+
+def add_filters(writer: SummaryWriter, conv: nn.Conv2d, step: int) -> None:
+    """IMAGES: the filters (K, 1 or 3, H, W) of a convolution, each in its own contrast.
+
+    Where it has other than 1 or 3 input channels, each channel of a filter is an image of its own.
+    """
+    filters = conv.weight.detach().cpu()
+    if filters.shape[1] not in (1, 3):
+        filters = filters.flatten(0, 1)[:, None]
+    tiles = fit(filters[:MAX_TILES], 80)
+    grid = make_grid(tiles, nrow=8, normalize=True, scale_each=True, padding=8, pad_value=1.0)
+    writer.add_image("filters", grid, step)
+
+
+def add_feature_maps(
+    writer: SummaryWriter,
+    conv: nn.Conv2d,
+    image: torch.Tensor,
+    step: int,
+    mean: Channels = 0.5,
+    std: Channels = 0.5,
+) -> None:
+    """IMAGES: one image (1 or 3, H, W), then what each filter of a first layer answers to it.
+
+    The image is shown in the size of the maps, whatever the stride, and without the edges that
+    they lack: a filter without padding has its middle in none of them.
+    """
+    with torch.no_grad():
+        maps = F.relu(conv(image[None].to(conv.weight.device)))[0, : MAX_TILES - 1].cpu()
+    maps = maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-6)  # each in its own contrast
+    tiles = fit(maps[:, None], 112)  # (K, 1, H', W')
+    seen = unnormalize(image[None], mean, std)
+    for dim, stride in enumerate(conv.stride, start=2):
+        covered = min(maps.shape[dim - 1] * stride, seen.shape[dim])
+        seen = seen.narrow(dim, (seen.shape[dim] - covered) // 2, covered)
+    seen = F.interpolate(seen, size=tiles.shape[2:], mode="area")
+    tiles = torch.cat([seen, tiles.expand(-1, 3, -1, -1)])
+    grid = make_grid(tiles, nrow=COLUMNS, padding=8, pad_value=1.0)
+    writer.add_image("feature maps", grid, step)
+
+
+# --------------------------------------------------------------------------------------- GRAPHS
+
+
+def add_net_graph(writer: SummaryWriter, net: nn.Module, images: torch.Tensor) -> None:
+    """GRAPHS: the layers of `net` and the shapes between them, for images on the net's device.
+
+    A net that cannot be drawn gives a warning: the picture is never worth the training.
+    """
+    with kept_modes(net):
+        net.eval()  # drawn as it predicts, without what batch norm does in training
+        try:
+            graph = net_graph(net, images)
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            warnings.warn(f"the graph of the net could not be drawn: {reason}", stacklevel=2)
+        else:
+            writer.file_writer.add_event(Event(graph_def=graph.SerializeToString()))
+
+
+def net_graph(net: nn.Module, images: torch.Tensor) -> GraphDef:
+    """Draw the operations of `net` that torch.export finds, each in the box of its layer.
+
+    Only shapes are computed, no numbers. `SummaryWriter.add_graph` uses torch.jit.trace, which is
+    deprecated, leaves functions such as relu nameless, and draws a layer used twice as a loop.
+    """
+    program = torch.export.export(net, (images,), strict=False)
+    signature = program.graph_signature
+    weights = {  # of the nodes that are the net's own tensors: their names, such as "conv1.weight"
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    graph, names, uses = GraphDef(), {}, Counter()
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and not node.users:
+            continue  # such as the counter of a batch norm
+        name = graph_name(net, node, weights.get(node.name))
+        uses[name] += 1
+        # Of relu_1, relu_2 and so on TensorBoard makes one node; "relu (2)" stays in its place.
+        names[node] = name if uses[name] == 1 else f"{name} ({uses[name]})"
+        value = node.meta.get("val")  # a tensor without numbers, or several, or none
+        tensors = value if isinstance(value, tuple | list) else [value]
+        sizes = [tensor.shape for tensor in tensors if isinstance(tensor, torch.Tensor)]
+        shapes = [TensorShapeProto(dim=[{"size": n} for n in size]) for size in sizes]
+        graph.node.add(
+            name=names[node],
+            op=str(node.target) if node.op == "call_function" else node.op,
+            input=[names[source] for source in node.all_input_nodes],
+            attr={"_output_shapes": AttrValue(list=AttrValue.ListValue(shape=shapes))},
+        )
+    return graph
+
+
+def graph_name(net: nn.Module, node: torch.fx.Node, weight: str | None) -> str:
+    """Name a node by the boxes it stands in: "Net/conv1 Conv2d/weight", "Net/relu", "input/x".
+
+    A weight stands beside the operation that first uses it.
+    """
+    if node.op == "output":
+        return "output/output"
+    if node.op == "placeholder" and weight is None:
+        return f"input/{node.name}"
+    layers = layer_boxes(net, next(iter(node.users)) if weight else node)
+    if weight is None:
+        return f"{list(layers.values())[-1]}/{re.sub(r'_[0-9]+$', '', node.name)}"
+    path = [path for path in layers if path == "" or weight.startswith(f"{path}.")][-1]
+    return f"{layers[path]}/{weight.removeprefix(f'{path}.')}"
+
+
+def layer_boxes(net: nn.Module, node: torch.fx.Node) -> dict[str, str]:
+    """The layers around an operation, from the net inwards: {"conv1": "Net/conv1 Conv2d"}.
+
+    A layer that is called again gets a box of its own, such as "Net/pool (2) MaxPool2d".
+    """
+    box, outer = type(net).__name__, ""
+    boxes = {outer: box}
+    for call, (path, _) in node.meta.get("nn_module_stack", {}).items():
+        if path:
+            name, again = path.removeprefix(f"{outer}."), call.partition("@")[2]  # "1": again
+            name += f" ({int(again) + 1})" if again else ""
+            box += f"/{name} {type(net.get_submodule(path)).__name__}"
+            boxes[path], outer = box, path
+    return boxes
+
+
+@contextlib.contextmanager
+def kept_modes(net: nn.Module) -> Iterator[None]:
+    """After the block, every layer of the net is in training or evaluation mode as before."""
+    modes = [(module, module.training) for module in net.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+# -------------------------------------------------------------------- HISTOGRAMS, DISTRIBUTIONS
 
 
 def add_histograms(writer: SummaryWriter, net: nn.Module, step: int) -> None:
@@ -252,39 +420,7 @@ def add_histogram(
     )
 
 
-def plot_classes_preds(
-    net: nn.Module, images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]
-) -> Figure:
-    """Draw images (B, 3, 32, 32) with predicted class, its probability, and label (B,).
-
-    The title is green where the prediction is right and red where it is wrong.
-    """
-    preds, probs = images_to_probs(net, images)
-    colors = [RIGHT if right else WRONG for right in (preds == labels).tolist()]
-    return plot_images(images, prediction_titles(preds, probs, labels, classes), colors)
-
-
-def prediction_titles(
-    preds: torch.Tensor, probs: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]
-) -> list[str]:
-    """Say of each image the predicted class (B,), its probability (B,), and the label (B,)."""
-    return [
-        f"{shorten(classes[pred])}, {prob:.1%}\n(label: {shorten(classes[label])})"
-        for pred, prob, label in zip(preds.tolist(), probs.tolist(), labels.tolist(), strict=True)
-    ]
-
-
-def add_predictions(
-    writer: SummaryWriter,
-    net: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    classes: Sequence[str],
-    step: int,
-) -> None:
-    """IMAGES: what the net says now of a batch of images, and what they are."""
-    figure = plot_classes_preds(net, images, labels, classes)
-    add_figure(writer, "predictions vs. actuals", figure, step)
+# ------------------------------------------------------------------------------------ PR CURVES
 
 
 def add_pr_curve_tensorboard(
@@ -317,98 +453,26 @@ def add_pr_curves(
         add_pr_curve_tensorboard(writer, class_index, test_probs, test_labels, classes, step)
 
 
-def count_confusions(preds: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Count (C, C): row the true class, column the predicted one; preds and labels (N,)."""
-    cells = labels * num_classes + preds
-    return cells.bincount(minlength=num_classes**2).view(num_classes, num_classes)
+# ----------------------------------------------------------------------------------------- TEXT
 
 
-def add_confusion_matrix(
-    writer: SummaryWriter,
-    probs: torch.Tensor,
-    labels: torch.Tensor,
-    classes: Sequence[str],
-    step: int,
+def add_table(
+    writer: SummaryWriter, tag: str, rows: Sequence[Sequence[object]], step: int = 0
 ) -> None:
-    """IMAGES: how many images of each true class (row) were taken for each class (column).
-
-    probs (N, C) and labels (N,) are those of the test images.
-    """
-    counts = count_confusions(probs.argmax(dim=1), labels, len(classes))
-    shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
-    pixels = 1 - shares * (1 - BLUE[:, None, None])  # (3, C, C): one for a cell
-    margin = 4  # cells at the top and the left, for the names
-    fig = show_pixels(F.pad(pixels, (margin, 0, margin, 0), value=1.0), scale=44)
-    cells = margin + len(classes)
-    for index, name in enumerate(map(shorten, classes)):
-        edge, middle = (margin - 0.2) / cells, (margin + index + 0.5) / cells
-        add_text(fig, edge, middle, name, va="center", ha="right")
-        add_text(fig, middle, edge, name, rotation=90)
-    add_text(fig, 0.2 / cells, 0.2 / cells, "true class ↓\npredicted class →", "top", ha="left")
-    for true, pred in (shares >= 0.01).nonzero().tolist():  # smaller ones would only distract
-        x, y = (margin + pred + 0.5) / cells, (margin + true + 0.5) / cells
-        color = "white" if shares[true, pred] > 0.6 else "black"
-        add_text(fig, x, y, str(counts[true, pred].item()), va="center", color=color, size=8)
-    add_figure(writer, "confusion matrix", fig, step)
+    """TEXT: rows of strings or numbers as a Markdown table; the first row is the heading."""
+    writer.add_text(tag, markdown_table(rows), step)
 
 
-def add_mistakes(
-    writer: SummaryWriter,
-    images: torch.Tensor,
-    probs: torch.Tensor,
-    labels: torch.Tensor,
-    classes: Sequence[str],
-    step: int,
-) -> None:
-    """IMAGES: wrongly classified images (B, 3, 32, 32) with predicted and true class.
-
-    probs (B, C) and labels (B,) are those of the images. Without a mistake there is no picture.
-    """
-    if len(images) == 0:
-        return
-    highest, preds = probs.max(dim=1)
-    titles = prediction_titles(preds, highest, labels, classes)
-    add_figure(writer, "worst mistakes", plot_images(images, titles, [WRONG] * len(titles)), step)
-
-
-def add_filters(writer: SummaryWriter, conv: nn.Conv2d, step: int) -> None:
-    """IMAGES: the filters (K, 3, H, W) of a convolution over RGB, each in its own contrast."""
-    filters = F.interpolate(conv.weight.detach().cpu(), scale_factor=16)  # 5x5 is hard to see
-    grid = make_grid(filters, nrow=8, normalize=True, scale_each=True, padding=8, pad_value=1.0)
-    writer.add_image("filters", grid, step)
-
-
-def add_feature_maps(
-    writer: SummaryWriter, conv: nn.Conv2d, image: torch.Tensor, step: int
-) -> None:
-    """IMAGES: one image (3, H, W), then what each filter of `conv` (no padding) answers to it."""
-    with torch.no_grad():
-        maps = F.relu(conv(image[None]))[0].cpu()  # (K, H - 4, W - 4)
-    top, left = (size // 2 for size in conv.kernel_size)
-    height, width = maps.shape[1:]
-    seen = image.cpu()[:, top : top + height, left : left + width] / 2 + 0.5
-    maps = maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-6)  # each in its own contrast
-    tiles = torch.cat([seen[None], maps[:, None].expand(-1, 3, -1, -1)])
-    tiles = F.interpolate(tiles, scale_factor=4)
-    writer.add_image("feature maps", make_grid(tiles, nrow=7, padding=8, pad_value=1.0), step)
-
-
-def add_projector(
-    writer: SummaryWriter,
-    features: torch.Tensor,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    classes: Sequence[str],
-    step: int,
-) -> None:
-    """PROJECTOR: features (N, D) with class names, and images (N, 3, 32, 32) as thumbnails.
-
-    Call it once for a run: a second call is listed beside the first, even for the same step.
-    """
-    names = [classes[label] for label in labels.tolist()]
-    # Packing the thumbnails into a PNG takes most of the time: smaller ones save half of it.
-    thumbnails = F.interpolate(images.cpu() / 2 + 0.5, size=20, mode="area")
-    writer.add_embedding(features.cpu(), names, thumbnails, global_step=step, tag="features")
+def markdown_table(rows: Sequence[Sequence[object]]) -> str:
+    """Align rows as a Markdown table, readable in TensorBoard and in a terminal."""
+    rows = [[str(cell).replace("|", r"\|").replace("\n", " ") for cell in row] for row in rows]
+    columns = []
+    for column in zip(*rows, strict=True):
+        width = max(map(display_width, column))
+        columns.append([cell + " " * (width - display_width(cell)) for cell in column])
+    head, *body = ("| " + " | ".join(row) + " |" for row in zip(*columns, strict=True))
+    rule = "|" + "|".join("-" * (display_width(cells[0]) + 2) for cells in columns) + "|"
+    return "\n".join([head, rule, *body])
 
 
 def class_report(
@@ -419,13 +483,15 @@ def class_report(
     With TP, FP, FN the true positives, false positives and false negatives of a class, precision is
     TP / (TP + FP) and recall TP / (TP + FN); a class that is never predicted has precision 0.
     """
-    counts = count_confusions(probs.argmax(dim=1), labels, len(classes))
+    probs, labels = probs.cpu(), labels.cpu()
+    preds = probs.argmax(dim=1)
     rows = [("class", "images", "precision", "recall", "average precision")]
     for index, name in enumerate(classes):
-        hits = counts[index, index].item()
-        actual, predicted = counts[index].sum().item(), counts[:, index].sum().item()
+        truth, taken = labels == index, preds == index
+        hits = (truth & taken).sum().item()
+        actual, predicted = truth.sum().item(), taken.sum().item()
         precision, recall = hits / max(predicted, 1), hits / max(actual, 1)
-        ap = average_precision(probs[:, index].numpy(), (labels == index).numpy())
+        ap = average_precision(probs[:, index].numpy(), truth.numpy())
         rows.append((name, f"{actual:,}", f"{precision:.3f}", f"{recall:.3f}", f"{ap:.3f}"))
     return rows
 
@@ -444,7 +510,161 @@ def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
     return float((gained * hits / taken).sum() / max(truth.sum(), 1))
 
 
-def worst_mistakes(probs: torch.Tensor, labels: torch.Tensor, count: int) -> list[int]:
-    true_probs = probs.gather(1, labels[:, None])[:, 0]
-    wrong = (probs.argmax(dim=1) != labels).nonzero()[:, 0]
-    return wrong[true_probs[wrong].argsort()][:count].tolist()
+# -------------------------------------------------------------------------------------- HPARAMS
+
+
+def add_hparams_start(writer: SummaryWriter, settings: Mapping[str, object]) -> None:
+    """HPARAMS: the settings of this run (str, bool, int or float), one row of the table.
+
+    `SummaryWriter.add_hparams` would open a second run and an Experiment record, which hides runs
+    with other settings; the session alone makes TensorBoard unite all keys and take every scalar
+    of the run as a metric.
+    """
+    _, session_start, _ = hparams(dict(settings), {})
+    writer.file_writer.add_summary(session_start)
+
+
+def add_hparams_end(writer: SummaryWriter, failed: bool = False) -> None:
+    """HPARAMS: mark this run's row as finished, or as failed."""
+    _, _, session_end = hparams({}, {})
+    if failed:  # PyTorch knows success only
+        (value,) = session_end.value
+        data = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+        data.session_end_info.status = Status.Value("STATUS_FAILURE")
+        value.metadata.plugin_data.content = data.SerializeToString()
+    writer.file_writer.add_summary(session_end)
+
+
+# ------------------------------------------------------------------------------------ PROJECTOR
+
+
+def add_projector(
+    writer: SummaryWriter,
+    features: torch.Tensor,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    classes: Sequence[str],
+    step: int,
+    mean: Channels = 0.5,
+    std: Channels = 0.5,
+) -> None:
+    """PROJECTOR: features (N, D) with class names, and images (N, 1 or 3, H, W) as thumbnails.
+
+    Call it once for a run: a second call is listed beside the first, even for the same step.
+    """
+    names = [" ".join(classes[label].split()) for label in labels.tolist()]
+    # Packing the thumbnails into a PNG takes most of the time: smaller ones save half of it.
+    thumbnails = fit(unnormalize(images, mean, std), 20)
+    writer.add_embedding(features.cpu(), names, thumbnails, global_step=step, tag="features")
+
+
+# ------------------------------------------------------------------------ how figures are drawn
+
+
+def plot_images(
+    images: torch.Tensor,
+    titles: Sequence[str],
+    colors: Sequence[str] | None = None,
+    mean: Channels = 0.5,
+    std: Channels = 0.5,
+) -> Figure:
+    """Draw images (B, 1 or 3, H, W) in rows of up to eight, each below its title; 64 at most."""
+    fig = matplotlib_imshow(images, mean, std)
+    for index, title in enumerate(titles[:MAX_TILES]):
+        row, column = divmod(index, COLUMNS)
+        x = (column + 0.5) * (TILE + 2 * GAP)
+        y = row * (TITLE + TILE + GAP) + TITLE - GAP
+        color = colors[index] if colors else "black"
+        write_text(fig, x, y, title, color=color, size=8)
+    return fig
+
+
+def matplotlib_imshow(images: torch.Tensor, mean: Channels = 0.5, std: Channels = 0.5) -> Figure:
+    """Return a figure of images (B, 1 or 3, H, W) in their own colours, with room for titles."""
+    tiles = fit(unnormalize(images[:MAX_TILES], mean, std), TILE)
+    below, beside = TILE - tiles.shape[2], TILE - tiles.shape[3]
+    margins = (GAP + beside // 2, GAP + beside - beside // 2, TITLE, GAP + below)
+    cells = F.pad(tiles, margins, value=1.0)  # in white
+    return pixel_figure(make_grid(cells, nrow=COLUMNS, padding=0, pad_value=1.0))
+
+
+def unnormalize(images: torch.Tensor, mean: Channels, std: Channels) -> torch.Tensor:
+    """Turn normalised images (B, 1 or 3, H, W) into RGB (B, 3, H, W) in [0, 1], on the CPU."""
+    mean, std = (torch.as_tensor(value).float().view(-1, 1, 1) for value in (mean, std))
+    return (images.detach().cpu() * std + mean).clamp(0, 1).expand(-1, 3, -1, -1)
+
+
+def fit(pixels: torch.Tensor, side: int) -> torch.Tensor:
+    """Scale pixels (B, C, H, W) so that the longer side of them has at most `side`.
+
+    Small ones grow by a whole number: each pixel becomes a square.
+    """
+    longest = max(pixels.shape[2:])
+    scale = side // longest or side / longest
+    size = [max(1, round(length * scale)) for length in pixels.shape[2:]]
+    return F.interpolate(pixels, size=size, mode="area")
+
+
+def pixel_figure(pixels: torch.Tensor) -> Figure:
+    """Return a figure of just this picture (3, H, W) with values in [0, 1].
+
+    It has no axes: those take several times as long to draw as the picture itself.
+    """
+    _, height, width = pixels.shape
+    fig = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    fig.figimage(pixels.permute(1, 2, 0).numpy())
+    return fig
+
+
+def write_text(fig: Figure, x: float, y: float, text: str, va: str = "bottom", **style) -> None:
+    """Write text into a figure: x pixels from its left and y from its top edge."""
+    is_chinese = display_width(text) > len(text)
+    family = ["DejaVu Sans", *(chinese_fonts() if is_chinese else [])]
+    style = {"ha": "center", "va": va, "family": family} | style
+    # A class name may hold a dollar sign.
+    fig.text(x / fig.bbox.width, 1 - y / fig.bbox.height, text, parse_math=False, **style)
+
+
+def add_figure(writer: SummaryWriter, tag: str, figure: Figure, step: int) -> None:
+    """IMAGES: a Matplotlib figure; the writer's own `add_figure`, drawn faster."""
+    # Most of a figure's time goes into its letters; without hinting they take a third less.
+    with warnings.catch_warnings(), rc_context({"text.hinting": "none"}):
+        # A sign that no font has becomes a box; `chinese_fonts` says so once, not for each sign.
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        writer.add_figure(tag, figure, step)
+
+
+@functools.cache
+def chinese_fonts() -> list[str]:
+    """Names of installed fonts for what DejaVu lacks; where there are none, a warning says so."""
+    manager = font_manager.fontManager
+    if not any(font.name in CJK_FONTS for font in manager.ttflist):
+        # Matplotlib keeps a list of the fonts that were there when it ran for the first time.
+        known = {font.fname for font in manager.ttflist}
+        for path in sorted(set(font_manager.findSystemFonts()) - known):
+            with contextlib.suppress(Exception):  # a kind of font that Matplotlib cannot use
+                manager.addfont(path)
+    installed = {font.name for font in manager.ttflist}
+    found = [name for name in CJK_FONTS if name in installed]
+    if not found:
+        warnings.warn(
+            "no font with Chinese characters is installed: figures show boxes instead of them; "
+            "install one, such as the package fonts-noto-cjk, and start again",
+            stacklevel=2,
+        )
+    return found
+
+
+def shorten(name: str, limit: int = 16) -> str:
+    """Cut a class name to `limit` columns, so that titles in a grid do not run into each other."""
+    name = " ".join(name.split())  # a name may hold line breaks
+    if display_width(name) <= limit:
+        return name
+    while display_width(name) >= limit:
+        name = name[:-1]
+    return name + "…"
+
+
+def display_width(text: str) -> int:
+    """The columns that a text takes: a Chinese character takes two."""
+    return len(text) + sum(unicodedata.east_asian_width(sign) in "WF" for sign in text)

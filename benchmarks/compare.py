@@ -90,6 +90,8 @@ def measure_notes(args: argparse.Namespace, log_dir: str) -> dict[str, float]:
     from torch.utils.data import DataLoader
     from torch.utils.tensorboard import SummaryWriter
 
+    from model import Net
+
     torch.manual_seed(args.seed)
     train_set, test_set = read_images(args)
     classes = train_set.classes
@@ -97,7 +99,7 @@ def measure_notes(args: argparse.Namespace, log_dir: str) -> dict[str, float]:
     train_images = notes_way.OneByOne(train_set)
     train_loader = DataLoader(train_images, batch_size=4, shuffle=True, generator=order)
     test_loader = DataLoader(notes_way.OneByOne(test_set), batch_size=4)
-    net, writer = notes_way.NotesNet(len(classes)), SummaryWriter(log_dir)
+    net, writer = Net(len(classes)), SummaryWriter(log_dir)
     meter = Meter()
     for name in ("show_start", "show_report", "train", "evaluate"):
         meter.around(notes_way, name)

@@ -15,17 +15,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from data import ImageDataset
-from model import Net
-
-
-class NotesNet(Net):
-    """The net with relu before pooling, as the notes have it."""
-
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        x = self.pool(F.relu(self.conv1(images)))
-        x = self.pool(F.relu(self.conv2(x)))
-        x = F.relu(self.fc1(x.flatten(1)))
-        return F.relu(self.fc2(x))
 
 
 class OneByOne(Dataset):

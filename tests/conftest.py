@@ -1,5 +1,6 @@
 """What the test files share: a tiny folder of images, a run on it, and a reader of event files."""
 
+import os
 import threading
 from collections import defaultdict
 from pathlib import Path
@@ -15,6 +16,15 @@ from support.checkpoint import load_checkpoint
 
 CLASSES = ["leaf", "sky", "雪 豹"]  # sorted, as the folder reader gives them
 TRAIN_IMAGES, TEST_IMAGES = 40, 20  # per class
+
+
+# Whether a Chinese font is installed where the tests run is no fault of the program's.
+NO_FONT = "ignore:no font with Chinese characters"
+os.environ["PYTHONWARNINGS"] = NO_FONT  # in programs that the tests start
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("filterwarnings", NO_FONT)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
-"""data.py and shapes.py: the loaders, the augmentation, and every source with its bad inputs."""
+"""data.py, folder.py, shapes.py: loaders, augmentation, and every source with its bad inputs."""
 
 import os
+import pickle
 import random
 import warnings
 import zlib
@@ -19,9 +20,10 @@ from torchvision import transforms
 from torchvision.datasets import CIFAR10, ImageFolder
 
 import data
-from data import ImageDataset, load_data, make_loaders, read_image, read_source
+from data import ImageDataset, load_data, make_loaders, read_source
 from support import shapes
 from support.errors import InputError
+from support.folder import read_image
 
 tiny = cifar_server.tiny  # fixture
 
@@ -56,7 +58,7 @@ def to_bytes(tensor: torch.Tensor) -> torch.Tensor:
 def test_a_batch_is_normalised_as_torchvision_does_it():
     dataset = numbered(5)
     oracle = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)])
-    images, labels = dataset.__getitems__([3, 0, 3])
+    images, labels = dataset.take([3, 0, 3])
     expected = [oracle(Image.fromarray(dataset.images[i].permute(1, 2, 0).numpy())) for i in (3, 0)]
     torch.testing.assert_close(images, torch.stack([expected[0], expected[1], expected[0]]))
     assert images.dtype == torch.float32
@@ -65,7 +67,7 @@ def test_a_batch_is_normalised_as_torchvision_does_it():
 
 def test_black_and_white_become_exactly_minus_one_and_one():
     images = torch.stack([torch.zeros(3, 32, 32), torch.full((3, 32, 32), 255)]).to(torch.uint8)
-    batch, _ = ImageDataset(images, torch.tensor([0, 1]), ["a", "b"]).__getitems__([0, 1])
+    batch, _ = ImageDataset(images, torch.tensor([0, 1]), ["a", "b"]).take([0, 1])
     assert batch[0].unique().tolist() == [-1] and batch[1].unique().tolist() == [1]
 
 
@@ -73,17 +75,47 @@ def test_a_single_image_is_a_row_of_the_batch():
     dataset = numbered(4)
     for index in (0, 3, -1):
         image, label = dataset[index]
-        assert torch.equal(image, dataset.__getitems__([index % 4])[0][0])
+        assert torch.equal(image, dataset.take([index % 4])[0][0])
         assert label == index % 4 and isinstance(label, int)
     with pytest.raises(IndexError):
         dataset[4]
     assert len(dataset) == len(list(dataset)) == 4  # iteration ends
 
 
+def test_a_sample_is_the_same_for_a_seed_and_holds_no_image_twice():
+    dataset = numbered(30)
+    images, labels = dataset.sample(10, seed=3)
+    again, same_labels = dataset.sample(10, seed=3)
+    assert torch.equal(images, again) and torch.equal(labels, same_labels)
+    assert torch.equal(images, dataset.take(labels.tolist())[0])  # labels are the images' numbers
+    picked = torch.randperm(30, generator=torch.Generator().manual_seed(3))[:10]
+    assert torch.equal(labels, picked) and len(set(labels.tolist())) == 10
+    assert dataset.sample(10, seed=4)[1].tolist() != labels.tolist()
+    assert sorted(dataset.sample(100, seed=3)[1].tolist()) == list(range(30))  # there are no more
+
+
+def test_a_sample_leaves_the_augmentation_of_the_run_alone():
+    generator = torch.Generator().manual_seed(0)
+    dataset = numbered(20, generator)
+    before = generator.get_state()
+    first, second = dataset.sample(20, seed=1)[0], dataset.sample(20, seed=1)[0]
+    assert torch.equal(generator.get_state(), before)
+    assert torch.equal(first, second)
+    plain, _ = ImageDataset(dataset.images, dataset.labels, ["a", "b"]).sample(20, seed=1)
+    assert not torch.equal(first, plain)  # augmented as in training
+
+
+def test_what_is_read_can_be_sent_to_another_process(few_shapes, tmp_path):
+    train, test, source = pickle.loads(pickle.dumps(read_source("shapes", tmp_path, [])))
+    assert source == "shapes" and train.classes == shapes.CLASSES
+    assert [len(train), len(test)] == [50, 10]
+    assert torch.equal(train.images, read_source("shapes", tmp_path, [])[0].images)
+
+
 def test_a_batch_does_not_change_the_images():
     dataset = numbered(3, torch.Generator().manual_seed(0))
     before = dataset.images.clone()
-    dataset.__getitems__([0, 1, 2])[0].zero_()
+    dataset.take([0, 1, 2])[0].zero_()
     assert torch.equal(dataset.images, before)
 
 
@@ -116,7 +148,7 @@ def test_augmented_images_are_flips_and_crops_and_all_of_them_occur():
     oracles = [all_flips_and_crops(image.numpy()) for image in dataset.images]
     seen = []
     for _ in range(30):
-        batch, labels = dataset.__getitems__([0, 1] * 50)
+        batch, labels = dataset.take([0, 1] * 50)
         for image, label in zip(batch, labels, strict=True):  # KeyError: not a flip and crop
             seen.append(oracles[label][to_bytes(image).numpy().tobytes()])
     assert set(seen) == {(f, t, s) for f in (False, True) for t in range(9) for s in range(9)}
@@ -131,10 +163,10 @@ def test_augmentation_is_drawn_from_the_generator_alone():
         first.images, first.labels, first.classes, torch.Generator().manual_seed(5)
     )
     torch.manual_seed(1)
-    batch = first.__getitems__(list(range(8)))[0]
+    batch = first.take(list(range(8)))[0]
     torch.manual_seed(2)
-    assert torch.equal(batch, second.__getitems__(list(range(8)))[0])
-    assert not torch.equal(batch, second.__getitems__(list(range(8)))[0])  # it goes on
+    assert torch.equal(batch, second.take(list(range(8)))[0])
+    assert not torch.equal(batch, second.take(list(range(8)))[0])  # it goes on
 
 
 # --- Loaders
@@ -159,14 +191,14 @@ def test_loaders_are_real_and_shuffle_with_the_seed(few_shapes):
     assert len({tuple(epoch) for epoch in epochs}) == 3  # a new order every epoch
     assert order(other.train_loader) not in epochs
     dataset = one.train_loader.dataset
-    everything = sorted(order(DataLoader(dataset, 7, collate_fn=data.as_it_is)))
+    everything = sorted(order(DataLoader(dataset, 7)))
     assert len(set(everything)) == 50
     assert all(sorted(epoch) == everything for epoch in epochs)  # each image once an epoch
 
 
 def test_loaders_can_be_made_of_images_that_were_read_before(few_shapes, tmp_path):
-    train, test, kind = read_source("shapes", tmp_path, [])
-    made = make_loaders(train, test, kind, batch_size=8, seed=3, device="cpu", augment=True)
+    train, test, source = read_source("shapes", tmp_path, [])
+    made = make_loaders(train, test, source, batch_size=8, seed=3, device="cpu", augment=True)
     loaded = load_data("shapes", batch_size=8, seed=3, augment=True)
     assert made.classes == loaded.classes and made.source == loaded.source
     assert order(made.train_loader) == order(loaded.train_loader)
@@ -193,7 +225,7 @@ def test_the_last_batch_is_what_is_left(few_shapes):
 def test_gathering_many_images_at_once_gives_the_batches_of_a_plain_loader(
     few_shapes, monkeypatch, gathered, batch_size
 ):
-    monkeypatch.setattr(data, "GATHERED", gathered)
+    monkeypatch.setattr(data, "GATHER_SIZE", gathered)
     ours = load_data("shapes", batch_size=batch_size, seed=5).train_loader
     generator = torch.Generator().manual_seed(5)
     one_by_one = [ours.dataset[index] for index in range(50)]
@@ -206,13 +238,13 @@ def test_gathering_many_images_at_once_gives_the_batches_of_a_plain_loader(
 
 def test_a_batch_of_four_does_not_ask_for_four_images(few_shapes, monkeypatch):
     asked = []
-    gather = ImageDataset.__getitems__
+    gather = ImageDataset.take
     monkeypatch.setattr(
         ImageDataset,
-        "__getitems__",
+        "take",
         lambda self, indices: asked.append(len(indices)) or gather(self, indices),
     )
-    monkeypatch.setattr(data, "GATHERED", 18)
+    monkeypatch.setattr(data, "GATHER_SIZE", 18)
     assert len(list(load_data("shapes").train_loader)) == 13
     assert asked == [16, 16, 16, 2]
 
@@ -279,7 +311,8 @@ def test_shapes_have_the_size_of_cifar10(monkeypatch):
     loaded = load_data("shapes", seed=7)
     assert [count for count, _ in asked] == [50_000, 10_000]
     assert asked[0][1] != asked[1][1] and 7 not in (asked[0][1], asked[1][1])
-    assert loaded.source == "shapes" and loaded.classes == shapes.CLASSES
+    assert loaded.source == "shapes" and loaded.is_stand_in
+    assert loaded.classes == shapes.CLASSES
 
 
 # --- CIFAR-10
@@ -304,7 +337,8 @@ def test_cifar10_is_read_from_its_own_files(cifar10_dir, tiny, source, capsys):
         assert dataset.images.dtype == torch.uint8 and dataset.images.is_contiguous()
         assert dataset.labels.tolist() == tiny.labels[is_train]
         assert dataset.labels.dtype == torch.int64
-    assert loaded.classes == cifar_server.CLASSES and loaded.source == "cifar10"
+    assert loaded.classes == cifar_server.CLASSES
+    assert loaded.source == "cifar10" and not loaded.is_stand_in
     assert capsys.readouterr().err == ""
 
 
@@ -336,7 +370,8 @@ def no_network(data_dir: Path, mirrors: list[str]) -> None:
 def test_auto_falls_back_to_the_shapes_loudly(few_shapes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "fetch_cifar10", no_network)
     loaded = load_data("auto", tmp_path)
-    assert loaded.source == "shapes" and loaded.classes == shapes.CLASSES
+    assert loaded.source == "shapes" and loaded.is_stand_in
+    assert loaded.classes == shapes.CLASSES
     warning = capsys.readouterr().err
     assert "WARNING" in warning and "no mirror answers" in warning and "NOT CIFAR-10" in warning
 
@@ -397,7 +432,7 @@ def test_a_folder_is_read_as_imagefolder_reads_it(folder):
         assert torch.equal(dataset.images, torch.stack([image for image, _ in oracle]))
         assert dataset.labels.tolist() == oracle.targets and dataset.labels.dtype == torch.int64
         assert loaded.classes == dataset.classes == oracle.classes
-    assert loaded.source == "folder"
+    assert loaded.source == str(folder) and not loaded.is_stand_in
 
 
 def test_the_type_of_an_image_is_not_read_from_its_name(folder):
@@ -406,7 +441,7 @@ def test_the_type_of_an_image_is_not_read_from_its_name(folder):
     assert len(load_data(str(folder)).train_loader.dataset) == 5
 
 
-def test_hidden_files_and_those_of_windows_are_passed_over(folder):
+def test_hidden_files_and_those_of_windows_are_skipped(folder):
     for name in (".DS_Store", "._1.png", "Thumbs.db", "desktop.ini", ".cache/x"):
         file = folder / "train/cat" / name
         file.parent.mkdir(exist_ok=True)
@@ -439,6 +474,15 @@ def test_links_are_followed_and_loops_end(folder, tmp_path):
     loaded = load_data(str(folder))
     assert loaded.classes == ["cat", "dog", "fox"]
     assert loaded.train_loader.dataset.labels.tolist() == [0] * 5 + [1] * 2 + [2]
+
+
+def test_the_source_of_a_relative_folder_is_its_absolute_path(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    loaded = load_data(folder.name)
+    assert loaded.source == str(folder)
+    monkeypatch.chdir("/")
+    again = load_data(loaded.source)
+    assert torch.equal(again.train_loader.dataset.images, loaded.train_loader.dataset.images)
 
 
 def test_a_folder_that_is_missing_or_not_laid_out(folder, tmp_path):
@@ -510,7 +554,7 @@ def read(tmp_path: Path, picture: Image.Image, name: str, **options) -> np.ndarr
     picture.save(tmp_path / name, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return read_image(str(tmp_path / name))
+        return read_image(str(tmp_path / name), 32)
 
 
 def plain(color: tuple[int, int, int]) -> np.ndarray:

@@ -193,7 +193,7 @@ def assert_goes_on(run_dir: Path, whole: Path) -> None:
 
 
 DEATHS = {
-    "the first, reading images": (0, Fault("data.read_image", kill, 30)),
+    "the first, reading images": (0, Fault("support.folder.read_image", kill, 30)),
     "the first, in an epoch": (0, Fault("support.run.to_channels_last", kill, 12)),
     "the other, in an epoch": (1, Fault("support.run.to_channels_last", kill, 12)),
     "the other, in an evaluation": (1, Fault("train_cifar.evaluate", kill, 3)),

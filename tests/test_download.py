@@ -30,6 +30,7 @@ from torchvision.datasets import CIFAR10
 from support import download, mirrors, streams, transfer
 from support.download import fetch_cifar10
 from support.errors import InputError
+from support.mirrors import Mirrors
 from support.transfer import Transfer
 
 tiny, server = cifar_server.tiny, cifar_server.server  # fixtures

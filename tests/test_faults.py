@@ -85,7 +85,7 @@ last checkpoint stays whole, and `--resume` goes on from it.
 | a decompression bomb | named | `test_data.test_decompression_bombs_are_recognised_as_such` |
 | links, links in a circle, to nothing; pipes | followed; end; named | `test_data.test_links_are_followed_and_loops_end`, `test_data.test_links_to_nothing_and_pipes_are_named` |
 | Chinese names and spaces | read | `test_data.test_chinese_names_and_spaces` |
-| hidden files | passed over | `test_data.test_hidden_files_and_those_of_windows_are_passed_over` |
+| hidden files | skipped | `test_data.test_hidden_files_and_those_of_windows_are_skipped` |
 | what may not be read or listed | named | `test_data.test_a_file_that_may_not_be_read_is_named`, `test_data.test_a_folder_that_cannot_be_listed` |
 | any folder at all | images, or one line | `test_data.test_any_folder_gives_data_or_a_data_error` |
 """  # noqa: E501
@@ -223,7 +223,7 @@ def test_a_signal_while_images_are_read_leaves_nothing(image_folder, tmp_path, p
     log_dir = tmp_path / "runs"
     output = tmp_path / "output"
     words = settings(image_folder, log_dir)
-    finished = finish(start(words, output, Fault("data.read_image", press, 30)), output)
+    finished = finish(start(words, output, Fault("support.folder.read_image", press, 30)), output)
     said = {interrupt: "train_cifar.py: interrupted\n", terminate: ""}[press]
     assert finished == (status, f"reading the images ...\n{said}")
     assert not log_dir.exists()

@@ -14,6 +14,8 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util import tensor_util
 from torch.utils.tensorboard import SummaryWriter
+from torchvision import transforms
+from torchvision.models import resnet18
 
 import viz
 from model import Net
@@ -76,6 +78,13 @@ def test_images_to_probs_sets_dropout_aside_and_leaves_the_mode_as_it_was():
     first, second = (viz.images_to_probs(net, images)[1] for _ in range(2))
     assert torch.equal(first, second)
     assert net.training
+
+
+def test_images_to_probs_leaves_every_layers_mode_alone():
+    net = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Flatten(), torch.nn.Linear(3072, 5))
+    net[0].eval()  # frozen by its owner
+    viz.images_to_probs(net, torch.randn(4, 3, 32, 32))
+    assert net.training and not net[0].training
 
 
 def test_pr_curves_are_scikit_learns_at_the_same_thresholds(writer):
@@ -164,6 +173,13 @@ def test_images_are_drawn_in_their_own_colours_below_their_titles():
 def test_long_class_names_are_cut():
     assert viz.shorten("automobile") == "automobile"
     assert viz.shorten("a name that goes on and on") == "a name that goe…"
+    assert viz.shorten("two\nlines") == "two lines"
+
+
+def test_chinese_class_names_are_cut_by_the_room_that_they_take():
+    assert viz.shorten("一二三四五六七八") == "一二三四五六七八"  # 16 columns
+    assert viz.shorten("一二三四五六七八九") == "一二三四五六七…"
+    assert viz.shorten("a一二三四五六七八") == "a一二三四五六七…"
 
 
 @pytest.mark.parametrize("classes", [2, 10, 37])
@@ -182,6 +198,15 @@ def test_every_figure_takes_any_number_of_classes(writer, classes):
         ((step, value),) = events[tag]
         assert step == (0 if tag == "training images" else 1)
         assert min(image_size(value)) > 50
+
+
+def test_the_worst_mistakes_are_the_surest():
+    probs, labels = predictions(300, 5)
+    wrong = [index for index in range(300) if probs[index].argmax() != labels[index]]
+    surest = sorted(wrong, key=lambda index: -probs[index].max())
+    assert viz.worst_mistakes(probs, labels, 8) == surest[:8]
+    assert viz.worst_mistakes(probs, labels, 1000) == surest
+    assert viz.worst_mistakes(probs, probs.argmax(dim=1), 8) == []
 
 
 def test_no_mistakes_at_all_is_no_error(writer):
@@ -221,36 +246,296 @@ def test_filters_are_an_image_of_all_six(writer):
     assert image_size(value) == (6 * (5 * 16 + 8) + 8, 5 * 16 + 2 * 8)
 
 
+# ----------------------------------------------------------- lifted: other nets, images, devices
+
+
+def drawn_tiles(monkeypatch) -> dict[str, torch.Tensor]:
+    """Collects the tiles of the next picture, before they are put side by side."""
+    drawn = {}
+    monkeypatch.setattr(viz, "make_grid", lambda tiles, **_: drawn.setdefault("tiles", tiles)[0])
+    return drawn
+
+
+class GreyNet(torch.nn.Module):
+    """A net for grey images of 28x28 pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 4, 3, padding="same")
+        self.fc = torch.nn.Linear(4 * 28 * 28, 10)
+
+    def forward(self, images):
+        return self.fc(self.conv(images).relu().flatten(1))
+
+
+def test_every_view_takes_grey_images(writer):
+    net, images, labels = GreyNet(), torch.rand(9, 1, 28, 28), torch.arange(9)
+    probs = net(images).softmax(dim=1).detach()
+    viz.add_image_grid(writer, images, labels, TEN, mean=0.0, std=1.0)
+    viz.add_predictions(writer, net, images, labels, TEN, 1, mean=0.0, std=1.0)
+    viz.add_mistakes(writer, images, probs, labels, TEN, 1, mean=0.0, std=1.0)
+    viz.add_filters(writer, net.conv, 1)
+    viz.add_feature_maps(writer, net.conv, images[0], 1, mean=0.0, std=1.0)
+    viz.add_projector(writer, probs, images, labels, TEN, 1, mean=0.0, std=1.0)
+    tags = {"training images", "predictions vs. actuals", "worst mistakes", "filters"}
+    assert tags | {"feature maps"} <= set(written(writer))
+
+
+def test_a_grey_image_lies_beside_its_maps_in_grey(writer, monkeypatch):
+    drawn = drawn_tiles(monkeypatch)
+    image = torch.rand(1, 28, 28)
+    viz.add_feature_maps(writer, GreyNet().conv, image, 0, mean=0.0, std=1.0)
+    tiles = drawn["tiles"][:, :, ::4, ::4]  # undo the enlargement
+    assert tiles.shape == (5, 3, 28, 28)
+    torch.testing.assert_close(tiles[0], image.expand(3, 28, 28))
+
+
+def test_maps_of_a_stride_lie_beside_the_whole_image_in_their_size(writer, monkeypatch):
+    drawn = drawn_tiles(monkeypatch)
+    conv = torch.nn.Conv2d(3, 64, 7, stride=2, padding=3)  # ResNet's first layer
+    with torch.no_grad():  # a filter that hands through every other pixel, in red
+        conv.weight.zero_()
+        conv.bias.zero_()
+        conv.weight[1, 0, 3, 3] = 1
+    image = torch.rand(3, 224, 160) * 2 - 1
+    viz.add_feature_maps(writer, conv, image, 0)
+    tiles = drawn["tiles"]
+    assert tiles.shape == (64, 3, 112, 80)  # the image and the first 63 maps
+    halved = np.asarray(
+        Image.fromarray(to_bytes(image / 2 + 0.5)).resize((80, 112), Image.Resampling.BOX)
+    )
+    assert np.abs(to_bytes(tiles[0]).astype(int) - halved).max() <= 1
+    red = image[0, ::2, ::2].clamp(min=0)
+    torch.testing.assert_close(tiles[2, 0], red / red.max())
+
+
+def to_bytes(pixels: torch.Tensor) -> np.ndarray:
+    """Pixels (3, H, W) from 0 to 1 as Pillow has them."""
+    return (pixels * 255).round().permute(1, 2, 0).numpy().astype(np.uint8)
+
+
+@pytest.mark.parametrize("channels, filters, shown", [(1, 6, 6), (3, 200, 64), (16, 3, 48)])
+def test_filters_of_any_convolution_are_drawn(writer, monkeypatch, channels, filters, shown):
+    drawn = drawn_tiles(monkeypatch)
+    conv = torch.nn.Conv2d(channels, filters, 5)
+    viz.add_filters(writer, conv, 0)
+    tiles = drawn["tiles"][..., ::16, ::16]  # undo the enlargement
+    assert len(tiles) == shown
+    expected = conv.weight if channels in (1, 3) else conv.weight.view(-1, 1, 5, 5)
+    torch.testing.assert_close(tiles, expected[:shown].detach())
+
+
+@pytest.mark.parametrize("size", [(224, 224), (1000, 30), (3, 4)])
+@pytest.mark.parametrize("count", [1, 16, 500])
+def test_a_grid_of_any_images_has_a_sensible_size(size, count):
+    figure = viz.plot_images(torch.zeros(count, 3, *size), ["a title"] * count)
+    width, height = figure.bbox.width, figure.bbox.height
+    columns, rows = min(count, 8), -(-min(count, 64) // 8)
+    assert (round(width), round(height)) == (columns * 144, rows * 192)
+    assert len(figure.texts) == min(count, 64)
+
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def test_images_normalised_for_imagenet_have_their_own_colours():
+    pixels = torch.rand(3, 3, 16, 16)
+    images = transforms.Normalize(**IMAGENET)(pixels)
+    figure = viz.plot_images(images, ["", "", ""], **IMAGENET)
+    drawn = torch.from_numpy(np.asarray(figure.images[0].get_array()))
+    for index, image in enumerate(pixels):
+        left = 144 * index + 8
+        tile = drawn[56 : 56 + 128 : 8, left : left + 128 : 8].permute(2, 0, 1)
+        torch.testing.assert_close(tile, image)
+
+
+def test_every_view_passes_mean_and_std_on(writer, monkeypatch):
+    asked = []
+    original = viz.unnormalize
+    monkeypatch.setattr(viz, "unnormalize", lambda *args: asked.append(args[1:]) or original(*args))
+    net, images, labels = Net(), torch.rand(2, 3, 32, 32), torch.tensor([0, 1])
+    probs = net(images).softmax(dim=1).detach()
+    viz.add_image_grid(writer, images, labels, TEN, **IMAGENET)
+    viz.add_predictions(writer, net, images, labels, TEN, 1, **IMAGENET)
+    viz.add_mistakes(writer, images, probs, labels, TEN, 1, **IMAGENET)
+    viz.add_feature_maps(writer, net.conv1, images[0], 1, **IMAGENET)
+    viz.add_projector(writer, probs, images, labels, TEN, 1, **IMAGENET)
+    assert asked == [(IMAGENET["mean"], IMAGENET["std"])] * 5
+
+
+def test_tables_take_numbers():
+    assert viz.markdown_table([("n", "x"), (1, 0.5), (None, True)]).splitlines()[2:] == [
+        "| 1    | 0.5  |",
+        "| None | True |",
+    ]
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that behaves as if it lay on a GPU: it must be moved before others can use it."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.cpu:
+            return args[0].as_subclass(torch.Tensor).clone()
+        if func in (torch.Tensor.numpy, torch.Tensor.__array__):
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+        here = [type(arg) is torch.Tensor and arg.dim() > 0 for arg in args]
+        if any(here) and func is not torch.Tensor.__getitem__:
+            raise RuntimeError(f"{func}: Expected all tensors to be on the same device")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def elsewhere(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    return [tensor.as_subclass(Elsewhere) for tensor in tensors]
+
+
+def on_cuda(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    return [tensor.to("cuda") for tensor in tensors]
+
+
+CUDA = pytest.param(
+    on_cuda, marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+)
+
+
+@pytest.mark.parametrize("move", [elsewhere, CUDA])
+@pytest.mark.parametrize("labels_too", [True, False])
+def test_tensors_on_another_device_are_moved(writer, move, labels_too):
+    probs, labels = predictions(20, 10)
+    images = torch.rand(20, 3, 32, 32)
+    expected = viz.class_report(probs, labels, TEN), viz.worst_mistakes(probs, labels, 4)
+    logits, probs, images = move(probs.log(), probs, images)
+    if labels_too:
+        (labels,) = move(labels)
+    assert expected == (viz.class_report(probs, labels, TEN), viz.worst_mistakes(probs, labels, 4))
+    viz.add_image_grid(writer, images, labels, TEN)
+    viz.add_predictions(writer, Fixed(logits), images, labels, TEN, 1)
+    viz.add_mistakes(writer, images, probs, labels, TEN, 1)
+    viz.add_confusion_matrix(writer, probs, labels, TEN, 1)
+    viz.add_pr_curves(writer, probs, labels, TEN, 1)
+    viz.add_histogram(writer, "probabilities", probs, 1)
+    viz.add_projector(writer, probs, images, labels, TEN, 1)
+    assert len(written(writer)) == 4 + len(TEN) + 1
+
+
 # ------------------------------------------------------------------------------ the other views
 
 
-def graph_nodes(log_dir: str) -> list:
-    (path,) = Path(log_dir).glob("events.out.tfevents.*")
-    for event in EventFileLoader(str(path)).Load():
-        if event.graph_def:
-            return list(GraphDef.FromString(event.graph_def).node)
-    return []
+class Twice(torch.nn.Module):
+    """Uses one layer twice and a function twice, and has what behaves otherwise in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 3)
+        self.norm = torch.nn.BatchNorm2d(8)
+        self.pool = torch.nn.MaxPool2d(2)
+        self.head = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(8 * 7 * 7, 5))
+
+    def forward(self, images):
+        x = self.pool(torch.relu(self.norm(self.conv(images))))
+        x = self.pool(torch.relu(x))
+        return self.head(x.flatten(1))
+
+
+def graph_nodes(writer: SummaryWriter) -> dict:
+    """The nodes of the graph in the event file, by name."""
+    writer.flush()
+    (path,) = Path(writer.log_dir).glob("events.out.tfevents.*")
+    graphs = [e.graph_def for e in EventFileLoader(str(path)).Load() if e.graph_def]
+    return {node.name: node for graph in graphs for node in GraphDef.FromString(graph).node}
+
+
+def node_shapes(node) -> list[list[int]]:
+    """The shapes that TensorBoard writes on the arrows from this node."""
+    shapes = node.attr["_output_shapes"].list.shape
+    return [[dim.size for dim in shape.dim] for shape in shapes]
 
 
 def test_the_graph_holds_every_layer_and_warns_of_nothing(writer, recwarn):
     net = Net()
     net.conv1.eval()  # frozen by its owner: must stay so
     viz.add_net_graph(writer, net, torch.zeros(1, 3, 32, 32))
-    writer.flush()
-    names = {node.name for node in graph_nodes(writer.log_dir)}
-    for layer in ("conv1", "pool", "conv2", "fc1", "fc2", "fc3"):
-        assert any(f"[{layer}]" in name for name in names), (layer, names)
+    nodes = graph_nodes(writer)
+    boxes = {name.rpartition("/")[0] for name in nodes}
+    layers = {f"Net/{name} {type(layer).__name__}" for name, layer in net.named_children()}
+    assert boxes == {"Net", "input", "output", *layers, "Net/pool (2) MaxPool2d"}
+    relus = sorted(name for name in nodes if "relu" in name)
+    assert relus == ["Net/relu", "Net/relu (2)", "Net/relu (3)", "Net/relu (4)"]
+    for name, weights in net.named_parameters():
+        layer, _, kind = name.partition(".")
+        node = nodes[f"Net/{layer} {type(getattr(net, layer)).__name__}/{kind}"]
+        assert node_shapes(node) == [list(weights.shape)]
     assert net.training and net.fc1.training and not net.conv1.training
     assert not recwarn.list
+
+
+def test_the_graph_goes_the_way_of_the_images_with_the_shapes_of_each_step(writer):
+    net, images = Twice(), torch.zeros(2, 3, 32, 32)
+    viz.add_net_graph(writer, net, images)
+    nodes = graph_nodes(writer)
+    way, shapes = [], []
+    name = "output/output"
+    while name:
+        way.append(name)
+        shapes += node_shapes(nodes[name])
+        name = next(iter(nodes[name].input), None)  # the weights come after the images
+    assert way[::-1] == [
+        "input/images",
+        "Twice/conv Conv2d/conv2d",
+        "Twice/norm BatchNorm2d/batch_norm",
+        "Twice/relu",
+        "Twice/pool MaxPool2d/max_pool2d",
+        "Twice/relu (2)",
+        "Twice/pool (2) MaxPool2d/max_pool2d",
+        "Twice/flatten",
+        "Twice/head Sequential/0 Dropout/dropout",
+        "Twice/head Sequential/1 Linear/linear",
+        "output/output",
+    ]
+    real = [list(images.shape)]  # what the images and functions give when they are computed
+    with torch.no_grad():
+        for step in (net.conv, net.norm, torch.relu, net.pool, torch.relu, net.pool):
+            images = step(images)
+            real.append(list(images.shape))
+        for step in (torch.nn.Flatten(), net.head[0], net.head[1]):
+            images = step(images)
+            real.append(list(images.shape))
+    assert shapes[::-1] == real
+
+
+def test_drawing_the_graph_changes_nothing_of_the_net(writer):
+    net = Twice()
+    net.norm.eval()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    random_state = torch.get_rng_state()
+    viz.add_net_graph(writer, net, torch.randn(4, 3, 32, 32, generator=torch.Generator()))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert net.training and net.head[0].training and not net.norm.training
+
+
+def test_a_deep_net_is_drawn_block_in_block(writer):
+    viz.add_net_graph(writer, resnet18(), torch.zeros(1, 3, 32, 32))  # too small to train on
+    nodes = graph_nodes(writer)
+    block = "ResNet/layer2 Sequential/0 BasicBlock"
+    assert set(nodes[f"{block}/add_"].input) == {
+        f"{block}/bn2 BatchNorm2d/batch_norm",
+        f"{block}/downsample Sequential/1 BatchNorm2d/batch_norm",
+    }
+    assert node_shapes(nodes[f"{block}/add_"]) == [[1, 128, 4, 4]]
+    assert {f"{block}/relu ReLU/relu_", f"{block}/relu (2) ReLU/relu_"} <= nodes.keys()
+    assert all(source in nodes for node in nodes.values() for source in node.input)
 
 
 def test_a_net_that_cannot_be_traced_costs_a_warning_only(writer):
     class Stubborn(torch.nn.Module):
         def forward(self, images):
-            raise RuntimeError("no graph of me")
+            raise RuntimeError("no graph of me\nand many more lines")
 
-    with pytest.warns(UserWarning, match="could not be drawn: no graph of me"):
-        viz.add_net_graph(writer, Stubborn(), torch.zeros(1, 3, 32, 32))
+    net = Stubborn()
+    with pytest.warns(UserWarning, match="could not be drawn: no graph of me$"):
+        viz.add_net_graph(writer, net, torch.zeros(1, 3, 32, 32))
+    assert net.training and not graph_nodes(writer)
 
 
 def test_histograms_are_numpys(writer):

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 import viz
-from data import make_loaders, read_source
+from data import make_loaders, modify, read_source
 from model import Net
 from support.description import hyperparameters, settings_table
 from support.device import choose_device, predict_all, prepare_net
@@ -53,6 +53,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data", default="auto", metavar="SOURCE", help=SOURCES)
     add("--data-dir", default="data", help="where CIFAR-10 is kept")
     add("--mirror", action="append", default=[], metavar="URL", help="ask for CIFAR-10 here first")
+    add("--train-images", type=count, metavar="N", help="train on N of the images (default: all)")
+    add("--wrong-labels", type=fraction, default=0.0, metavar="SHARE", help="mislabel this share")
     add = parser.add_argument_group("output").add_argument
     add("--log-dir", default="runs", help="where the runs are kept")
     add("--run-name", type=folder_name, help="folder of this run in --log-dir (default: the time)")
@@ -73,6 +75,7 @@ def prepare(args: argparse.Namespace) -> Run:
 
     say("reading the images ...")
     images = on_first_process(lambda: read_source(args.data, args.data_dir, args.mirror), processes)
+    images = modify(*images, args.train_images, args.wrong_labels, args.seed)
     data = make_loaders(*images, args.batch_size, args.seed, processes.device, args.augment)
     net = Net(len(data.classes)).to(processes.device)
     optimizer, scheduler = make_optimizer(net, args, len(data.train_loader))
@@ -215,9 +218,7 @@ def main(argv: list[str] | None = None) -> None:
     run = prepare(parse_args(argv))
     with in_progress(run, on_divergence=show_divergence):  # Ctrl-C stops it after a batch, saved
         if run.is_first:  # of several processes: one writer for a folder
-            # A killed run may have shown more than its last checkpoint knows. Those steps come
-            # again: purge_step drops what was shown of them.
-            run.writer = SummaryWriter(run.run_dir, purge_step=run.first_step)
+            run.writer = SummaryWriter(run.run_dir, purge_step=run.first_step)  # what comes again
         if run.is_new:
             show_start(run, evaluate(run))
         test = train(run)

@@ -22,6 +22,8 @@ def hyperparameters(run: Run) -> dict[str, str | bool | int | float]:
         "schedule": args.schedule,
         "augment": "on" if args.augment else "off",
         "seed": args.seed,
+        "train images": len(run.data.train_loader.dataset),
+        "wrong labels": args.wrong_labels,
         "images": Path(run.data.source).name,
         "device": run.processes.device.type,
     }
@@ -29,13 +31,12 @@ def hyperparameters(run: Run) -> dict[str, str | bool | int | float]:
 
 def settings_table(run: Run) -> list[tuple[str, object]]:
     """Rows for the TEXT tab: what this run is, and how to resume it or do it again."""
-    train_set, test_set = run.data.train_loader.dataset, run.data.test_loader.dataset
     note = [("NOTE", STAND_IN_NOTE)] if run.data.is_stand_in else []
     return [
         ("setting", "value"),
         *note,
         *hyperparameters(run).items(),
-        ("training / test images", f"{len(train_set):,} / {len(test_set):,}"),
+        ("test images", len(run.data.test_loader.dataset)),
         ("classes", ", ".join(run.data.classes)),
         ("processes", run.processes.count),
         ("PyTorch", f"{torch.__version__}, torchvision {torchvision.__version__}"),

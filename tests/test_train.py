@@ -212,6 +212,8 @@ BAD = [
     *(["--run-name", text] for text in ("a/b", "..", "", "a\\b", "nul\0", "\udcff", "x" * 300)),
     *(["--run-name", text] for text in ("CON", "nul.txt", "Com1", "abc. ", "abc.", "a:b", " ")),
     *(["--device", text] for text in ("tpu", "cuda:99", "")),
+    *(["--train-images", text] for text in ("0", "-1", "some", "121")),
+    *(["--wrong-labels", text] for text in ("1", "-0.1", "nan", "all")),
     ["--data", "no/such/folder"],
     ["--views", "some"],
     ["--schedule", "cosine"],
@@ -259,6 +261,13 @@ def test_a_batch_larger_than_the_images_is_refused(image_folder, tmp_path, capsy
     where = ["--data", str(image_folder), "--log-dir", str(tmp_path / "runs")]
     status, errors = run_main([*where, "--batch-size", "121"], capsys)
     assert status == 2 and "121" in errors and "120" in errors
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_batch_larger_than_the_images_asked_for_is_refused(image_folder, tmp_path, capsys):
+    where = ["--data", str(image_folder), "--log-dir", str(tmp_path / "runs")]
+    status, errors = run_main([*where, "--train-images", "8", "--batch-size", "9"], capsys)
+    assert status == 2 and "--batch-size 9" in errors and "8 training images" in errors
     assert not (tmp_path / "runs").exists()
 
 

@@ -82,6 +82,30 @@ class ImageDataset(Dataset):
         augment = None if self.augment is None else generator
         return ImageDataset(self.images, self.labels, self.classes, augment).take(picked)
 
+    def subset(self, count: int | None, seed: int) -> ImageDataset:
+        """The first `count` images of a shuffle, the same ones for a seed; None for all.
+
+        Raises:
+            InputError: there are not so many.
+        """
+        if count is None:
+            return self
+        if count > len(self):
+            raise InputError(
+                f"--train-images {count} is more than the {len(self)} training images: take fewer"
+            )
+        chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]
+        return ImageDataset(self.images[chosen], self.labels[chosen], self.classes, self.augment)
+
+    def mislabel(self, share: float, seed: int) -> ImageDataset:
+        """The same images, a share (0 to 1) of them, picked at random, with another class."""
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(self), generator=generator)[: round(share * len(self))]
+        shift = torch.randint(1, len(self.classes), (len(chosen),), generator=generator)
+        labels = self.labels.clone()
+        labels[chosen] = (labels[chosen] + shift) % len(self.classes)
+        return ImageDataset(self.images, labels, self.classes, self.augment)
+
     def to(self, device: str | torch.device) -> ImageDataset:
         """The same data set with its images and labels on `device`."""
         return ImageDataset(
@@ -106,50 +130,6 @@ def flip_and_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Ten
     image = torch.arange(count, device=device)[:, None, None, None]
     channel = torch.arange(3, device=device)[:, None, None]
     return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
-
-
-def modify(
-    train: ImageDataset,
-    test: ImageDataset,
-    source: str,
-    train_images: int | None,
-    wrong_labels: float,
-    seed: int,
-) -> tuple[ImageDataset, ImageDataset, str]:
-    """What `read_source` read, with fewer training images or wrong labels, where that is asked for.
-
-    Raises:
-        InputError: there are not so many training images.
-    """
-    if train_images:
-        train = subset(train, train_images, seed)
-    if wrong_labels:
-        train, test = (mislabel(part, wrong_labels, seed) for part in (train, test))
-    return train, test, source
-
-
-def subset(train: ImageDataset, count: int, seed: int) -> ImageDataset:
-    """The first `count` images of a shuffle, the same ones for a seed.
-
-    Raises:
-        InputError: there are not so many.
-    """
-    if count > len(train):
-        raise InputError(
-            f"--train-images {count} is more than the {len(train)} training images: take fewer"
-        )
-    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:count]
-    return ImageDataset(train.images[chosen], train.labels[chosen], train.classes)
-
-
-def mislabel(dataset: ImageDataset, share: float, seed: int) -> ImageDataset:
-    """The same images, a share (0 to 1) of them, picked at random, with another class as label."""
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(dataset), generator=generator)[: round(share * len(dataset))]
-    shift = torch.randint(1, len(dataset.classes), (len(chosen),), generator=generator)
-    labels = dataset.labels.clone()
-    labels[chosen] = (labels[chosen] + shift) % len(dataset.classes)
-    return ImageDataset(dataset.images, labels, dataset.classes)
 
 
 class Data(NamedTuple):

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 import viz
-from data import make_loaders, modify, read_source
+from data import make_loaders, read_source
 from model import Net
 from support.description import hyperparameters, settings_table
 from support.device import choose_device, predict_all, prepare_net
@@ -32,7 +32,6 @@ from support.settings import Parser, count, folder_name, fraction, positive, see
 from support.state import saved_run
 from support.terminal import exit_status, say
 
-SCHEDULES = ["constant", "onecycle"]  # the latter rises to --lr and falls to almost zero
 SOURCES = "cifar10, shapes, a folder with train/CLASS/ and test/CLASS/, or auto: the first it can"
 
 
@@ -45,7 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--batch-size", type=count, default=4, help="images in a batch")
     add("--lr", type=positive, default=0.001, help="learning rate of SGD")
     add("--momentum", type=fraction, default=0.9, help="momentum of SGD")
-    add("--schedule", choices=SCHEDULES, default="constant", help="course of the learning rate")
+    add("--schedule", choices=["constant", "onecycle"], default="constant", help="of the lr")
     add("--augment", action="store_true", help="flip and shift the training images at random")
     add("--seed", type=seed_number, default=0, help="same seed, same run")
     add("--device", default="auto", help="cpu, cuda or mps; auto: cuda if there is one, else cpu")
@@ -64,22 +63,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse(argv)
 
 
-# -------------------------------------------------------------------- images, net and optimizer
-
-
 def prepare(args: argparse.Namespace) -> Run:
     """Wire up a new run, or the one that --resume names. Raises InputError."""
     args, state = saved_run(args, parse_args)
-    processes = start_processes(choose_device(args.device), args.batch_size)
-    torch.manual_seed(args.seed)
+    batch_size, seed = args.batch_size, args.seed
+    processes = start_processes(choose_device(args.device), batch_size)
+    torch.manual_seed(seed)
 
     say("reading the images ...")
     images = on_first_process(lambda: read_source(args.data, args.data_dir, args.mirror), processes)
-    images = modify(*images, args.train_images, args.wrong_labels, args.seed)
-    data = make_loaders(*images, args.batch_size, args.seed, processes.device, args.augment)
+    train, test, source = images
+    train = train.subset(args.train_images, seed).mislabel(args.wrong_labels, seed)
+    test = test.mislabel(args.wrong_labels, seed)
+    data = make_loaders(train, test, source, batch_size, seed, processes.device, args.augment)
     net = Net(len(data.classes)).to(processes.device)
     optimizer, scheduler = make_optimizer(net, args, len(data.train_loader))
-
     run = Run(args, processes, data, net, optimizer, scheduler)
     run.start(state)  # last, when nothing else can go wrong: it makes the folder
     return run
@@ -218,7 +216,8 @@ def main(argv: list[str] | None = None) -> None:
     run = prepare(parse_args(argv))
     with in_progress(run, on_divergence=show_divergence):  # Ctrl-C stops it after a batch, saved
         if run.is_first:  # of several processes: one writer for a folder
-            run.writer = SummaryWriter(run.run_dir, purge_step=run.first_step)  # what comes again
+            # A killed run may have shown steps that come again: purge_step drops them.
+            run.writer = SummaryWriter(run.run_dir, purge_step=run.first_step)
         if run.is_new:
             show_start(run, evaluate(run))
         test = train(run)

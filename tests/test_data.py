@@ -174,20 +174,20 @@ def test_augmentation_is_drawn_from_the_generator_alone():
 
 def test_a_subset_is_taken_at_random_with_its_labels():
     whole = numbered(100)
-    few = data.subset(whole, 20, seed=1)
+    few = whole.subset(20, seed=1)
     numbers = few.labels.tolist()
     assert few.classes == whole.classes and torch.equal(few.images, whole.images[numbers])
     assert len(set(numbers)) == 20 and numbers != sorted(numbers)
     assert max(numbers) > 60  # from everywhere
-    assert data.subset(whole, 20, seed=1).labels.tolist() == numbers
-    assert data.subset(whole, 20, seed=2).labels.tolist() != numbers
-    assert data.subset(whole, 30, seed=1).labels.tolist()[:20] == numbers  # of the same shuffle
-    assert sorted(data.subset(whole, 100, seed=1).labels.tolist()) == list(range(100))
+    assert whole.subset(20, seed=1).labels.tolist() == numbers
+    assert whole.subset(20, seed=2).labels.tolist() != numbers
+    assert whole.subset(30, seed=1).labels.tolist()[:20] == numbers  # of the same shuffle
+    assert sorted(whole.subset(100, seed=1).labels.tolist()) == list(range(100))
 
 
 def test_more_images_than_there_are_is_an_input_error():
     with pytest.raises(InputError, match="--train-images 4 is more than the 3 training images"):
-        data.subset(numbered(3), 4, seed=0)
+        numbered(3).subset(4, seed=0)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.999])
@@ -195,29 +195,22 @@ def test_just_the_share_of_labels_is_wrong_and_each_wrong_class_as_likely(share)
     classes = list("abcd")
     labels = torch.arange(8000) % 4
     whole = data.ImageDataset(torch.zeros(8000, 3, 1, 1, dtype=torch.uint8), labels, classes)
-    spoilt = data.mislabel(whole, share, seed=1)
+    spoilt = whole.mislabel(share, seed=1)
     wrong = spoilt.labels != labels
     assert wrong.sum() == round(share * 8000)
     assert torch.equal(labels, torch.arange(8000) % 4)  # what was passed in is as it was
     pairs = (labels * 4 + spoilt.labels)[wrong].bincount(minlength=16).view(4, 4)
     expected = share * 8000 / 12
     assert torch.allclose(pairs[pairs > 0].double(), torch.tensor(expected).double(), rtol=0.25)
-    assert torch.equal(data.mislabel(whole, share, seed=1).labels, spoilt.labels)
+    assert torch.equal(whole.mislabel(share, seed=1).labels, spoilt.labels)
     if share:
-        assert not torch.equal(data.mislabel(whole, share, seed=2).labels, spoilt.labels)
+        assert not torch.equal(whole.mislabel(share, seed=2).labels, spoilt.labels)
 
 
-def test_only_what_is_asked_for_is_modified(few_shapes, tmp_path):
-    parts = read_source("shapes", tmp_path, [])
-    train, test, source = data.modify(*parts, None, 0.0, seed=1)
-    assert train is parts[0] and test is parts[1] and source == "shapes"
-    train, test, _ = data.modify(*parts, 20, 0.0, seed=1)
-    assert len(train) == 20 and test is parts[1]
-    train, test, _ = data.modify(*parts, 20, 0.5, seed=1)
-    right = data.subset(parts[0], 20, 1)
-    assert torch.equal(train.images, right.images) and torch.equal(test.images, parts[1].images)
-    assert (train.labels != right.labels).sum() == 10
-    assert (test.labels != parts[1].labels).sum() == 5
+def test_nothing_is_changed_where_nothing_is_asked_for():
+    whole = numbered(10)
+    same = whole.subset(None, seed=1).mislabel(0.0, seed=1)
+    assert torch.equal(same.images, whole.images) and torch.equal(same.labels, whole.labels)
 
 
 # --- Loaders

@@ -529,7 +529,8 @@ def test_two_runs_begun_in_the_same_second_do_not_mix(image_folder, tmp_path):
 # -------------------------------------------------------------------------------------- any input
 
 FLAGS = """--epochs --batch-size --lr --momentum --schedule --augment --seed --device --data
---data-dir --mirror --train-images --wrong-labels --log-dir --run-name --report-every --views --resume --help --""".split()
+--data-dir --mirror --train-images --wrong-labels --log-dir --run-name --report-every --views
+--resume --help --""".split()
 VALUES = """0 1 4 120 121 -1 1.5 1e9 1e-9 1e400 nan inf -inf 0x10 1_000 ٣ auto cpu cuda cuda:0 mps
 meta onecycle constant all notes cifar10 shapes images runs file . .. ~ con nul a.b""".split()
 TEXT = st.text(max_size=20).filter(lambda text: not text.startswith("/") and ".." not in text)

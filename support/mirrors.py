@@ -10,7 +10,7 @@ from support.streams import MIN_SPEED, Stream, news
 
 PROBE_BYTES = 2**19  # asked of each mirror to see how fast it is
 PROBE_S = 3.0  # a probe ends then, if there is another mirror to go on with
-PATIENCE_S = 21.0  # without anything new from any mirror
+PATIENCE_S = 18.0  # without anything new from any mirror
 GRACE_S = 0.3  # the least that the others get to catch up with the first that has delivered
 MUCH_FASTER = 3  # times as fast: worth leaving a mirror for
 SLOW_S = 30.0  # a mirror is slow if the rest would take longer

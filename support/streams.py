@@ -176,5 +176,5 @@ def open_range(url: str, start: int, stop: int, size: int) -> HTTPResponse:
 
 def short(error: Exception) -> str:
     """A network error in a few words, without control characters that a server may have sent."""
-    text = str(error).strip("<>") or repr(error)
+    text = re.sub(r"<?urlopen error |\[\w+ -?\d+\] ", "", str(error)).strip("<>") or repr(error)
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200]

@@ -38,6 +38,8 @@ MAX_TILES = 64  # images, filters or maps in one picture
 COLUMNS = 8  # of them in a row
 TILE, GAP, TITLE = 128, 8, 56  # pixels: an image's longer side, around it, above it
 DPI = 100  # pixels per inch, by which Matplotlib measures
+BINS = 64  # of a histogram
+MARKUP = re.compile(r"[\\`*_\[\]<>&|]")  # what Markdown may take for more than text
 
 Channels = float | Sequence[float]  # one number for all channels, or one for each
 
@@ -385,16 +387,19 @@ def kept_modes(net: nn.Module) -> Iterator[None]:
 
 
 def add_histograms(writer: SummaryWriter, net: nn.Module, step: int) -> None:
-    """HISTOGRAMS and DISTRIBUTIONS: weights and gradients of every layer."""
+    """HISTOGRAMS and DISTRIBUTIONS: weights and gradients of every layer.
+
+    Left out are parameters with fewer values than a histogram has bins, such as the six biases of
+    a convolution: they would be single spikes, not a distribution.
+    """
     for name, parameter in net.named_parameters():
-        add_histogram(writer, f"weights/{name}", parameter.detach(), step)
-        if parameter.grad is not None:
-            add_histogram(writer, f"gradients/{name}", parameter.grad, step)
+        if parameter.numel() >= BINS:
+            add_histogram(writer, f"weights/{name}", parameter.detach(), step)
+            if parameter.grad is not None:
+                add_histogram(writer, f"gradients/{name}", parameter.grad, step)
 
 
-def add_histogram(
-    writer: SummaryWriter, tag: str, values: torch.Tensor, step: int, bins: int = 64
-) -> None:
+def add_histogram(writer: SummaryWriter, tag: str, values: torch.Tensor, step: int) -> None:
     """HISTOGRAMS: one tensor of any shape, in equal bins.
 
     `SummaryWriter.add_histogram` does the same with NumPy, several times slower, and raises where
@@ -414,8 +419,8 @@ def add_histogram(
         num=values.numel(),
         sum=values.sum().item(),
         sum_squares=values.square().sum().item(),
-        bucket_limits=torch.linspace(low, high, bins + 1)[1:].tolist(),  # right edges
-        bucket_counts=values.histc(bins, low, high).tolist(),
+        bucket_limits=torch.linspace(low, high, BINS + 1)[1:].tolist(),  # right edges
+        bucket_counts=values.histc(BINS, low, high).tolist(),
         global_step=step,
     )
 
@@ -435,10 +440,10 @@ def add_pr_curve_tensorboard(
 
     Of the probabilities (N, C) and labels (N,) the curve takes the truth (is it this class?) and
     the probability given to this class. Logits, or predictions instead of labels, would give a
-    curve without meaning.
+    curve without meaning. In a group of their own, classes may have the name of another view.
     """
-    truth = test_labels == class_index
-    writer.add_pr_curve(classes[class_index], truth, test_probs[:, class_index], step)
+    tag, truth = f"pr curve/{classes[class_index]}", test_labels == class_index
+    writer.add_pr_curve(tag, truth, test_probs[:, class_index], step)
 
 
 def add_pr_curves(
@@ -459,8 +464,22 @@ def add_pr_curves(
 def add_table(
     writer: SummaryWriter, tag: str, rows: Sequence[Sequence[object]], step: int = 0
 ) -> None:
-    """TEXT: rows of strings or numbers as a Markdown table; the first row is the heading."""
+    """TEXT: rows of anything as a table; the first row is the heading.
+
+    Every cell appears as it is: what Markdown would format, such as `__init__`, is escaped.
+    """
+    rows = [[MARKUP.sub(as_entity, readable(str(cell))) for cell in row] for row in rows]
     writer.add_text(tag, markdown_table(rows), step)
+
+
+def as_entity(sign: re.Match[str]) -> str:
+    """A sign as HTML has it by its number, in which Markdown sees only text."""
+    return f"&#{ord(sign[0])};"
+
+
+def readable(text: str) -> str:
+    """The text in UTF-8, also where Python has read it (a path) in an encoding without Chinese."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def markdown_table(rows: Sequence[Sequence[object]]) -> str:
@@ -520,7 +539,8 @@ def add_hparams_start(writer: SummaryWriter, settings: Mapping[str, object]) -> 
     with other settings; the session alone makes TensorBoard unite all keys and take every scalar
     of the run as a metric.
     """
-    _, session_start, _ = hparams(dict(settings), {})
+    settings = {k: readable(v) if isinstance(v, str) else v for k, v in settings.items()}
+    _, session_start, _ = hparams(settings, {})
     writer.file_writer.add_summary(session_start)
 
 

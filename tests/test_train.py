@@ -1,5 +1,6 @@
 """The run as a whole: what it logs and when, that it repeats, and what it refuses."""
 
+import html
 import json
 import re
 import signal
@@ -33,14 +34,15 @@ NOTES_VIEWS = {
     "predictions vs. actuals": REPORTS,
     "test loss": TESTS,
     "test accuracy": TESTS,
-    **{name: EPOCHS for name in CLASSES},  # PR curves
+    **{f"pr curve/{name}": EPOCHS for name in CLASSES},
 }
+LARGE = [name for name, p in Net().named_parameters() if p.numel() >= 64]  # have histograms
 ALL_VIEWS = NOTES_VIEWS | {
     "learning rate": REPORTS,
     "images per second": REPORTS,
     "gradient norm": REPORTS,
-    **{f"weights/{name}": REPORTS for name, _ in Net().named_parameters()},
-    **{f"gradients/{name}": REPORTS for name, _ in Net().named_parameters()},
+    **{f"weights/{name}": REPORTS for name in LARGE},
+    **{f"gradients/{name}": REPORTS for name in LARGE},
     "confusion matrix": EPOCHS,
     "filters": EPOCHS,
     "feature maps": EPOCHS,
@@ -326,7 +328,7 @@ def test_some_steps_are_profiled_as_a_table_and_a_trace(tiny_run):
     found = {}
     for row in rows:
         name, share, _, calls = (cell.strip() for cell in row.strip("|").split("|"))
-        found[name.replace("\\", "")] = float(share.removesuffix("%")), int(calls)
+        found[html.unescape(name)] = float(share.removesuffix("%")), int(calls)
     assert len(found) == 10
     shares = [share for share, _ in found.values()]
     assert shares == sorted(shares, reverse=True) and 50 < sum(shares) <= 100.5

@@ -1,11 +1,17 @@
 """The views: what is written to the event file, against independent calculations."""
 
+import os
+import warnings
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import read_events
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from matplotlib import font_manager
 from PIL import Image
 from sklearn import metrics
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -19,6 +25,10 @@ from torchvision.models import resnet18
 
 import viz
 from model import Net
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # of its own libraries
+    from tensorboard.plugin_util import markdown_to_safe_html
 
 TEN = [f"class {index}" for index in range(10)]
 
@@ -91,9 +101,9 @@ def test_pr_curves_are_scikit_learns_at_the_same_thresholds(writer):
     probs, labels = predictions(2000, 4)
     viz.add_pr_curves(writer, probs, labels, TEN[:4], 7)
     events = written(writer)
-    assert sorted(events) == TEN[:4]
+    assert sorted(events) == [f"pr curve/{name}" for name in TEN[:4]]
     for index, name in enumerate(TEN[:4]):
-        ((step, value),) = events[name]
+        ((step, value),) = events[f"pr curve/{name}"]
         curve = tensor_util.make_ndarray(value.tensor)  # tp, fp, tn, fn, precision, recall
         assert step == 7 and curve.shape == (6, 127)
         truth = (labels == index).numpy()
@@ -105,10 +115,35 @@ def test_pr_curves_are_scikit_learns_at_the_same_thresholds(writer):
             np.testing.assert_allclose(curve[4:, position], [precision, recall], rtol=1e-5)
 
 
+def test_classes_may_have_the_names_of_other_views(writer):
+    net, images, labels = Net(10), torch.rand(10, 3, 32, 32), torch.arange(10)
+    names = ["filters", "feature maps", "confusion matrix", "worst mistakes", "training images"]
+    names += ["predictions vs. actuals", "training loss", "test loss", "features", "pr curve"]
+    probs = net(images).softmax(dim=1).detach()
+    viz.add_training_loss(writer, 1.0, 1)
+    viz.add_test_scalars(writer, 1.0, 0.5, 1)
+    viz.add_image_grid(writer, images, labels, names, 1)
+    viz.add_predictions(writer, net, images, labels, names, 1)
+    viz.add_pr_curves(writer, probs, labels, names, 1)
+    viz.add_confusion_matrix(writer, probs, labels, names, 1)
+    viz.add_mistakes(writer, images, probs, labels, names, 1)
+    viz.add_filters(writer, net.conv1, 1)
+    viz.add_feature_maps(writer, net.conv1, images[0], 1)
+    views = {
+        tag: [v.metadata.plugin_data.plugin_name for _, v in values]
+        for tag, values in written(writer).items()
+    }
+    assert all(len(plugins) == 1 for plugins in views.values()), views
+    assert {tag for tag, (plugin,) in views.items() if plugin == "pr_curves"} == {
+        f"pr curve/{name}" for name in names
+    }
+    assert len(views) == 3 + len(names) + 6
+
+
 def test_the_pr_curve_counts_the_truth_and_not_the_predictions(writer):
     probs, labels = predictions(500, 3)
     viz.add_pr_curve_tensorboard(writer, 1, probs, labels, TEN, 0)
-    ((_, value),) = written(writer)["class 1"]
+    ((_, value),) = written(writer)["pr curve/class 1"]
     positives = tensor_util.make_ndarray(value.tensor)[0, 0]  # TP when everything is taken
     assert positives == (labels == 1).sum()
     assert positives != (probs.argmax(dim=1) == 1).sum()
@@ -176,10 +211,65 @@ def test_long_class_names_are_cut():
     assert viz.shorten("two\nlines") == "two lines"
 
 
+@pytest.fixture
+def fonts(monkeypatch):
+    """Matplotlib as if no font in viz.CJK_FONTS were in its list; fonts are looked for anew."""
+    monkeypatch.setattr(viz, "CJK_FONTS", ("DejaVu Serif", "STIXGeneral"))
+    others = [font for font in font_manager.fontManager.ttflist if font.name not in viz.CJK_FONTS]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", others)
+    viz.chinese_fonts.cache_clear()
+    yield
+    viz.chinese_fonts.cache_clear()
+
+
+def test_a_chinese_font_is_found_that_matplotlib_has_not_listed_yet(fonts, monkeypatch, tmp_path):
+    folder = Path(font_manager.cbook._get_data_path("fonts/ttf"))
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    found = [str(tmp_path / "broken.ttf"), str(folder / "DejaVuSerif.ttf")]
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: found)
+    assert viz.chinese_fonts() == ["DejaVu Serif"]
+    figure = viz.plot_images(torch.zeros(2, 3, 32, 32), ["cat", "猫"])
+    families = [text.get_fontfamily() for text in figure.texts]
+    assert families == [["DejaVu Sans"], ["DejaVu Sans", "DejaVu Serif"]]
+
+
+def test_a_missing_chinese_font_is_said_once_with_the_cure(fonts, monkeypatch, recwarn):
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
+    viz.plot_images(torch.zeros(1, 3, 32, 32), ["cat"])
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="no font with Chinese.*install one, such as"):
+        viz.plot_images(torch.zeros(1, 3, 32, 32), ["猫"])
+    viz.plot_images(torch.zeros(1, 3, 32, 32), ["狗"])  # would raise
+
+
 def test_chinese_class_names_are_cut_by_the_room_that_they_take():
     assert viz.shorten("一二三四五六七八") == "一二三四五六七八"  # 16 columns
     assert viz.shorten("一二三四五六七八九") == "一二三四五六七…"
     assert viz.shorten("a一二三四五六七八") == "a一二三四五六七…"
+
+
+@pytest.mark.parametrize(
+    "classes, side, names, numbers",
+    [(2, 264, 2, 2), (10, 616, 10, 10), (40, 1176, 40, 40), (100, 1176, 100, 0), (300, 1076, 0, 0)]
+    + [(1000, 1176, 0, 0), (5001, 1010, 0, 0)],
+)
+def test_a_confusion_matrix_is_bounded_and_readable(
+    writer, monkeypatch, classes, side, names, numbers
+):
+    drawn = []
+    monkeypatch.setattr(viz, "add_figure", lambda writer, tag, figure, step: drawn.append(figure))
+    labels = torch.arange(classes)
+    probs = torch.nn.functional.one_hot(labels, classes).float()
+    viz.add_confusion_matrix(writer, probs, labels, [f"n{i}" for i in range(classes)], 1)
+    (figure,) = drawn
+    assert (round(figure.bbox.width), round(figure.bbox.height)) == (side, side)
+    texts = [text.get_text() for text in figure.texts]
+    assert sum(text.startswith("n") for text in texts) == 2 * names  # beside rows and columns
+    assert texts.count("1") == numbers
+    pixels = figure.images[0].get_array()[176:, 176:]
+    blue = (abs(pixels - viz.BLUE.numpy()) < 1e-6).all(axis=2)
+    cells = classes if classes <= 1000 else 834  # of six classes each
+    assert blue.diagonal().all() and blue.sum() * cells == blue.size
 
 
 @pytest.mark.parametrize("classes", [2, 10, 37])
@@ -368,6 +458,64 @@ def test_tables_take_numbers():
         "| 1    | 0.5  |",
         "| None | True |",
     ]
+
+
+class Cells(HTMLParser):
+    """The text in each cell of the tables in a page."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.rows, self.tags = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_data(self, data):
+        if self.tags and self.tags[-1] in ("td", "th") and self.rows[-1]:
+            self.rows[-1][-1] += data
+
+
+def shown_in_tensorboard(writer: SummaryWriter, rows) -> list[list[str]]:
+    """The cells of a table as TensorBoard makes HTML of them."""
+    viz.add_table(writer, "table", rows)
+    _, value = written(writer)["table/text_summary"][-1]
+    page = Cells(markdown_to_safe_html(value.tensor.string_val[0]))
+    assert set(page.tags) <= {"table", "thead", "tbody", "tr", "th", "td"}  # and no formatting
+    return [[" ".join(cell.split()) for cell in row] for row in page.rows]
+
+
+ODD_NAMES = [
+    *("__init__", "*star*", "**a**", "a|b", "`code`", "[a](http://b.c)", "![a](b)", "<b>bold</b>"),
+    *("a & b", "&amp;", "&#95;", "\\", "\\|", "a\\_b", "_a_", "# 1", "- x", "1. x", "http://a.b"),
+    *("~~~", "```", "<a@b.c>", "$x$", "---", ":-:", "狗", "two\nlines", "<script>", "{: #id}"),
+]
+
+
+def test_any_name_appears_in_text_as_it_is(writer):
+    rows = [["name", "again"], *([name, f"x {name} x"] for name in ODD_NAMES)]
+    expected = [[" ".join(cell.split()) for cell in row] for row in rows]
+    assert shown_in_tensorboard(writer, rows) == expected
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.text(st.sampled_from("a1 *_`[]()<>&|\\#!~$:-+.{}/\"'=^@猫"), min_size=1, max_size=20))
+def test_any_text_appears_in_text_as_it_is(writer, cell):
+    ((_,), (shown,)) = shown_in_tensorboard(writer, [["name"], [cell]])
+    assert shown == " ".join(cell.split())
+
+
+def test_names_read_under_another_encoding_can_be_written(writer):
+    misread = os.fsencode("/狗/").decode("ascii", "surrogateescape")  # as under LC_ALL=C
+    assert shown_in_tensorboard(writer, [["folder"], [misread]]) == [["folder"], ["/狗/"]]
+    viz.add_hparams_start(writer, {"images": misread})
+    ((_, start),) = written(writer)["_hparams_/session_start_info"]
+    content = HParamsPluginData.FromString(start.metadata.plugin_data.content)
+    assert content.session_start_info.hparams["images"].string_value == "/狗/"
 
 
 class Elsewhere(torch.Tensor):
@@ -565,10 +713,13 @@ def test_histograms_of_nothing_are_left_out(writer):
     assert not written(writer)
 
 
+FEW_VALUES = {"conv1.bias", "conv2.bias", "fc3.bias"}  # 6, 16 and 10: no distribution
+
+
 def test_weights_and_gradients_of_every_layer_have_histograms(writer):
     net = Net()
     viz.add_histograms(writer, net, 0)
-    names = {name for name, _ in net.named_parameters()}
+    names = {name for name, _ in net.named_parameters()} - FEW_VALUES
     assert set(written(writer)) == {f"weights/{name}" for name in names}  # no gradients yet
     net(torch.randn(2, 3, 32, 32)).sum().backward()
     viz.add_histograms(writer, net, 1)

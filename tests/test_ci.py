@@ -1,0 +1,31 @@
+"""The workflow of GitHub Actions: it runs the README's commands, on the Pythons of the README."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+WORKFLOW = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+ONLY_HERE = {"playwright install --with-deps chromium"}  # a reader has a browser
+SUITE = {  # what must not be lost of it
+    "pip install -r requirements.txt -r tests/requirements.txt",
+    "python -m pytest",
+    "ruff check . && ruff format --check .",
+}
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
+def test_the_commands_are_the_readmes(page):
+    commands = set(re.findall(r"run: (.+)", WORKFLOW))
+    assert SUITE <= commands
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert [command for command in commands - ONLY_HERE if command not in text] == []
+
+
+def test_the_oldest_python_is_the_one_that_the_readme_and_ruff_name():
+    (pythons,) = re.findall(r"python: \[(.+)\]", WORKFLOW)
+    oldest = re.findall(r'"([\d.]+)"', pythons)[0]
+    assert f"Python {oldest} or later" in (ROOT / "README.md").read_text(encoding="utf-8")
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'target-version = "py{oldest.replace(".", "")}"' in settings

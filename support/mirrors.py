@@ -1,4 +1,4 @@
-"""What is known of the mirrors of a file: who is fastest, who fails, who sends wrong bytes."""
+"""What is known about the mirrors of a file: which is fastest, which fail, which send junk."""
 
 import math
 import time
@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 from support.streams import MIN_SPEED, Stream, news
 
 PROBE_BYTES = 2**19  # asked of each mirror to see how fast it is
-PROBE_S = 3.0  # a probe ends then, if there is another mirror to go on with
+PROBE_S = 3.0  # a probe ends then, if another mirror can continue
 PATIENCE_S = 18.0  # without anything new from any mirror
-GRACE_S = 0.3  # the least that the others get to catch up with the first that has delivered
+GRACE_S = 0.3  # the least that the others get after the first has delivered
 MUCH_FASTER = 3  # times as fast: worth leaving a mirror for
 SLOW_S = 30.0  # a mirror is slow if the rest would take longer
 REST_S = 60.0  # before a mirror that was not much faster is tried again
@@ -42,18 +42,18 @@ class Mirrors:
         self.is_last_round = False  # those that fail now get no other chance
 
     def choose(self, start: int, size: int) -> Stream | None:
-        """Ask all at once for what comes at `start`; put the best one first.
+        """Ask all at once for the bytes at `start`; put the best mirror first.
 
-        Returns its stream, with the first bytes; None when nobody has delivered any.
+        Returns its stream, which holds the first bytes; None when no mirror delivered any.
         """
         streams = probe(self.urls, start, size)
-        liars = outvoted(streams)
+        deviating = outvoted(streams)
         for stream in streams:
             if stream.received or stream.fault:
-                self.speeds[stream.url] = 0.0 if stream in liars else stream.speed
-            fault = "not the bytes that others send" if stream in liars else stream.fault
+                self.speeds[stream.url] = 0.0 if stream in deviating else stream.speed
+            fault = "not the bytes that others send" if stream in deviating else stream.fault
             self.faults[stream.url] = fault or ("" if stream.received else "no answer")
-        useful = [stream for stream in streams if stream.received and stream not in liars]
+        useful = [stream for stream in streams if stream.received and stream not in deviating]
         if not useful:  # those that answered have failed
             self.waiting = [url for url in self.urls if url not in self.speeds]
             return None
@@ -83,9 +83,10 @@ class Mirrors:
         return False
 
     def note_end(self, url: str, brought: int) -> None:
-        """A connection to `url` has ended that brought so many new bytes: who is next?"""
+        """Decide who is next after a connection to `url` that brought `brought` new bytes."""
         if brought < ENOUGH:
             self.poor[url] += 1
+            self.speeds[url] = 0.0  # whatever a probe has promised
             again = [url] if brought and self.poor[url] < POOR else []
             self.waiting = [*self.waiting[1:], *again]
         else:
@@ -109,11 +110,11 @@ class Mirrors:
         self.is_last_round, self.waiting = True, self._ranked()
 
     def name(self, url: str) -> str:
-        """What the reader calls a mirror: the URL that was given, or the host of one of ours."""
+        """What to call a mirror: the URL that the reader gave, or the host of a built-in one."""
         return url if url in self.named else urlsplit(url).netloc or url
 
-    def passed_over(self, chosen: str) -> list[str]:
-        """The mirrors that the reader has asked for and that would have come before `chosen`."""
+    def skipped(self, chosen: str) -> list[str]:
+        """The named mirrors that would have come before `chosen`."""
         return [url for url in self.urls[: self.urls.index(chosen)] if url in self.named]
 
     def summary(self) -> str:
@@ -125,15 +126,15 @@ class Mirrors:
         return "; ".join(f"{', '.join(urls)}: {fault}" for fault, urls in names.items())
 
     def _ranked(self) -> list[str]:
-        """All mirrors: the fastest first, then those we know nothing of, then those that failed."""
+        """All mirrors: the fastest first, then the unknown ones, then those that failed."""
         return sorted(self.urls, key=lambda url: -self.speeds.get(url, MIN_SPEED))
 
 
 def probe(urls: Sequence[str], start: int, size: int) -> list[Stream]:
     """Ask all for the same short range at once; returns their streams, stopped, in that order.
 
-    When the first has delivered, the others get MUCH_FASTER times as long as it needed. So nobody
-    waits for a dead address, but for all that might be worth it.
+    Once the first has delivered, the others get MUCH_FASTER times as long as it took: enough to see
+    whether they are much slower, and a dead address delays nobody.
     """
     begin = time.monotonic()
     streams = [Stream(url, start, size, PROBE_BYTES) for url in urls]
@@ -157,10 +158,9 @@ def _is_decided(streams: list[Stream], seconds: float) -> bool:
 
 
 def outvoted(streams: Sequence[Stream]) -> list[Stream]:
-    """The streams whose first bytes are other ones than those of the majority.
+    """The streams whose first bytes differ from those of the majority; all start at one place.
 
-    They must begin at the same place. A stream with less than 1 kB has no vote, unless it is
-    complete.
+    A stream with less than 1 kB has no vote, unless it is complete.
     """
     voters = [s for s in streams if s.received and (s.received >= 1000 or s.is_complete)]
     if not voters:

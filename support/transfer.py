@@ -1,7 +1,8 @@
-"""Fill a file from mirrors: from the fastest as long as it is fast, and nothing asked for twice.
+"""Fill a file from several mirrors: from the fastest one, and without asking for a byte twice.
 
-What was received stays, and the next mirror continues it. When a mirror becomes slow, one that may
-be much faster is tried beside it. Who sends wrong bytes is found by the check of the whole file.
+All mirrors are probed at once, and the fastest continues. When it becomes slow, a mirror that may
+be much faster is probed beside it. What was received is kept, whoever continues it. A mirror that
+sends wrong bytes is found by comparing the probes or, at the latest, by the md5 of the whole file.
 """
 
 import contextlib
@@ -28,11 +29,11 @@ class NoMirrorError(Exception):
 
 
 class Transfer:
-    """What of CIFAR-10's archive is on the disk, and who gave it.
+    """What is on the disk of CIFAR-10's archive, and who contributed to it.
 
     Args:
         asked: the mirrors.
-        part: the file for the bytes; those that are there are continued.
+        part: the file that receives the bytes; those of an earlier run are kept.
         size: of the whole file, in bytes.
         is_right: checks a file of that size.
     """
@@ -42,7 +43,7 @@ class Transfer:
     ) -> None:
         self.mirrors, self.part, self.size, self.is_right = asked, part, size, is_right
         self.position = part.stat().st_size if part.exists() else 0  # of the first missing byte
-        self.givers = {EARLIER_RUN} if self.position else set()
+        self.contributors = {EARLIER_RUN} if self.position else set()
         self.announced = ""  # the mirror that the reader knows to be next
         self.last = ""  # the mirror that was asked last
         self.trouble = ""  # and how that ended
@@ -70,27 +71,26 @@ class Transfer:
                     give_up_at = time.monotonic() + mirrors.PATIENCE_S
 
     def choose(self) -> None:
-        """Ask all mirrors at once, and keep what the best of them has sent."""
+        """Probe all mirrors at once, and keep what the best of them has sent."""
         count = len(self.mirrors.urls)
         say(f"CIFAR-10 ({self.size / MB:.0f} MB): asking {count} addresses at once")
         best = self.mirrors.choose(self.position, self.size)
         if best is None:
             return
-        passed_over = self.mirrors.passed_over(best.url)
-        for url in passed_over:
+        skipped = self.mirrors.skipped(best.url)
+        for url in skipped:
             self.say_left(url, best.url)
-        if not passed_over:
-            fastest = self.mirrors.speeds[best.url] == max(self.mirrors.speeds.values())
-            rank = "the fastest" if fastest else "as you asked"
-            self.announce(best.url, f" ({rank}): {self.outlook(best.url)}")
+        if not skipped:
+            why = "as you asked" if best.url in self.mirrors.named else "the fastest"
+            self.announce(best.url, f" ({why}): {self.outlook(best.url)}")
         self.last = self.announced = best.url
         with self.opened_part() as file:
             self.write(file, best)
 
     def continue_from(self, url: str, seconds: float) -> int:
-        """Add what `url` sends, if it answers in `seconds`; returns how many bytes it has sent."""
-        if self.mirrors.is_last_round and not self.givers <= {url}:
-            self.empty_part()  # all bytes must be of one mirror, to find out whose are wrong
+        """Add what `url` sends, if it answers within `seconds`; returns the number of bytes."""
+        if self.mirrors.is_last_round and not self.contributors <= {url}:
+            self.empty_part()  # one mirror alone, to find out whose bytes are wrong
         if url != self.announced:
             self.announce(url)
         had, self.last, self.announced = self.position, url, ""
@@ -106,14 +106,13 @@ class Transfer:
             self.trouble = f"{self.mirrors.name(url)}: {self.mirrors.faults[url]}"
             self.mirrors.note_end(url, self.position - had)
             if stream.start == 0 and stream.received >= max(had, 1):
-                self.givers = {url}  # all that others gave is overwritten
+                self.contributors = {url}  # it has overwritten the bytes of the others
         return stream.received
 
     def receive(self, stream: Stream, file: BinaryIO, seconds: float) -> str:
-        """Write what comes until it ends, and note why.
+        """Write what arrives until it ends, and record why.
 
-        Returns the mirror that is much faster, with its first bytes written and its name said; or
-        "" when there is none.
+        Returns a mirror that proved much faster, its first bytes already written; "" if none did.
         """
         url, rival = stream.url, None
         try:
@@ -142,7 +141,7 @@ class Transfer:
                 rival.close()
 
     def start_rival(self, url: str) -> Stream | None:
-        """Ask another mirror if `url` is slow; if none is faster, tell a reader who must wait."""
+        """Probe another mirror if `url` is slow; if none is promising, say how long it takes."""
         left, speed = self.size - self.position, self.mirrors.speeds[url]
         if self.mirrors.is_last_round or left <= mirrors.SLOW_S * speed:
             return None
@@ -156,34 +155,33 @@ class Transfer:
         return rival
 
     def write(self, file: BinaryIO, stream: Stream) -> None:
-        """Put what a stream has received at its place."""
+        """Write what a stream has received to its place in the file."""
         where, block = stream.take()
         if block:
             file.seek(where)
             file.write(block)
-            self.givers.add(stream.url)
+            self.contributors.add(stream.url)
             self.position = max(self.position, where + len(block))
             self.bar.update(self.position - self.bar.n)
 
     def start_again(self) -> None:
-        """All bytes are there, but not the right ones: leave out who gave them, or find out."""
-        self.trouble = (
-            f"wrong bytes (md5) from {' or '.join(map(self.mirrors.name, sorted(self.givers)))}"
-        )
-        if len(self.givers) > 1:
+        """The file is full but wrong: drop the mirror that sent it, or find out which it was."""
+        names = map(self.mirrors.name, sorted(self.contributors))
+        self.trouble = f"wrong bytes (md5) from {' or '.join(names)}"
+        if len(self.contributors) > 1:
             self.mirrors.start_last_round()
         else:
-            self.mirrors.leave_out(self.givers.pop(), "wrong bytes (md5)")
+            self.mirrors.leave_out(self.contributors.pop(), "wrong bytes (md5)")
         self.empty_part()
 
     def empty_part(self) -> None:
-        """Throw away all bytes."""
+        """Discard all bytes."""
         self.part.unlink(missing_ok=True)
-        self.position, self.givers = 0, set()
+        self.position, self.contributors = 0, set()
         self.bar.update(-self.bar.n)
 
     def announce(self, url: str, why: str = "") -> None:
-        """Say who is next."""
+        """Say which mirror is next."""
         name, megabytes = self.mirrors.name(url), f"{self.size / MB:.0f} MB"
         place = f"continuing at {self.position / MB:.0f} MB" if self.position else ""
         if not self.trouble:
@@ -194,7 +192,7 @@ class Transfer:
             say(f"{self.trouble}; {place or 'downloading'} from {name}")
 
     def say_left(self, url: str, other: str) -> None:
-        """Say why `url` was left, and for whom."""
+        """Say why `url` was left, and for which mirror."""
         known = self.mirrors
         why = known.faults[url] or per_second(known.speeds[url])
         say(f"{known.name(url)}: {why}, left for {known.name(other)}: {self.outlook(other)}")
@@ -202,7 +200,7 @@ class Transfer:
     def outlook(self, url: str) -> str:
         """How fast a mirror is, and how long the rest takes.
 
-        It was measured beside others and on its first bytes, so it is likely to become faster.
+        "At most", since a probe shares the line with others and ends while TCP still speeds up.
         """
         speed = self.mirrors.speeds[url]
         return f"{per_second(speed)}, at most {duration((self.size - self.position) / speed)} left"
@@ -225,8 +223,8 @@ class Transfer:
 
 
 def say(line: str) -> None:
-    """Tell the reader on stderr, without tearing the progress bar: stdout is for results."""
-    with contextlib.suppress(AttributeError, OSError):  # closed, or nobody reads it: we go on
+    """Print a line on stderr without tearing the progress bar: stdout is for results."""
+    with contextlib.suppress(AttributeError, OSError):  # stderr is closed or broken
         tqdm.write(line, file=sys.stderr)
         sys.stderr.flush()
 

@@ -216,6 +216,13 @@ class Handler(BaseHTTPRequestHandler):
             self.server.go_on.wait(0.02)
             self.body(self.server.archive[place : place + 1])
 
+    def probes_only(self) -> None:
+        """Sends short ranges, but not the rest."""
+        if self.headers.get("Range", "-").endswith("-"):
+            self.send_error(503)
+        else:
+            self.good()
+
     def one_byte(self) -> None:
         """One byte for each connection."""
         self.good(stop_after=1, cut=True)

@@ -379,6 +379,16 @@ def test_a_mirror_that_is_not_faster_does_not_help(tmp_path, tiny, server, quick
     )
 
 
+def test_a_probe_that_promises_too_much_is_not_believed_twice(
+    tmp_path, tiny, server, quick, monkeypatch
+):
+    ask_in_order(monkeypatch)
+    fetch_cifar10(tmp_path, map(server.url, ["rate10", "probes_only", NO_LIMIT]))
+    assert_whole(tmp_path, tiny)
+    probes = ["probes_only", "probes_only", "rate10", NO_LIMIT]
+    assert server.habits() == ["rate10", *probes, NO_LIMIT]
+
+
 @pytest.mark.parametrize("habit", ["trickle", "one_byte"])
 @pytest.mark.parametrize("compared", [False, True])
 def test_a_mirror_that_trickles_is_left(
@@ -420,12 +430,12 @@ def test_wrong_bytes_from_one_of_three_cost_no_more_than_its_probe(
     assert f"{server.url('wrong')}: not the bytes that others send" in capsys.readouterr().err
 
 
-def test_of_two_givers_a_wrong_one_is_found(tmp_path, tiny, server, monkeypatch):
+def test_of_two_mirrors_the_wrong_one_is_found(tmp_path, tiny, server, monkeypatch):
     ask_in_order(monkeypatch)
     fetch_cifar10(tmp_path, [server.url(habit) for habit in ["half", "wrong", "good"]])
     assert_whole(tmp_path, tiny)
-    # half, and no more; the rest is wrong; all from the first, from the second, from the third
-    assert server.habits() == ["half", "half", "wrong", "half", "half", "wrong", "good"]
+    # Half, and no more; the rest, but wrong. Then all from one: those that have not failed first.
+    assert server.habits() == ["half", "half", "wrong", "wrong", "good"]
 
 
 def test_control_characters_of_a_server_reach_nobody(tmp_path, tiny, server, monkeypatch, capsys):

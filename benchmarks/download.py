@@ -29,7 +29,7 @@ CASES = {
     "the same, the slow one named by the reader": ["rate80 named", "rate40000"],
     "a fast mirror that becomes slow": ["rate40000-10 named", "rate39000"],
     "all are slow (the server has no limit any more after 20 s)": ["rate80", "rate81", "rate82"],
-    "ten cuts, wrong bytes from one of three": ["cuts10", "wrong", "rate40000"],
+    "ten cuts, wrong bytes from one of three": ["cuts10 named", "wrong", "rate40000"],
     "a byte now and then, a byte for each connection": ["trickle named", "one_byte", "rate40000"],
     "two dead addresses": ["silent named", "hangs_up", "rate40000"],
 }

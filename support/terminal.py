@@ -77,7 +77,7 @@ def say(text: str) -> None:
         broken = isinstance(error, BrokenPipeError)  # for example after `| head`
         reason = "nobody reads it" if broken else error.strerror or error
         raise RunError(
-            f"the output cannot be written ({reason}); the last checkpoint can be resumed"
+            f"the output cannot be written ({reason}); a run that was saved can be resumed"
         ) from error
 
 

@@ -186,7 +186,7 @@ class KillBeforeSlowWriter(NamedTuple):
 # A run of two epochs saves at its start, at steps 5, 10, 15 (the epoch), 20, 25 and, finished, 30.
 # With each place goes the step of the checkpoint that a kill there leaves.
 PLACES = {
-    "in the middle of an event": (tear_an_event, 0),
+    "in the middle of an event": (tear_an_event, 5),
     "in the first views": (Fault("viz.add_table", kill), 0),
     "between events and checkpoint": (Fault(SAVE, kill, 2), 5),
     "in the middle of a checkpoint": (tear_a_checkpoint, 0),

@@ -85,7 +85,8 @@ def add_test_scalars(writer: SummaryWriter, loss: float, accuracy: float, step: 
 def add_layout(writer: SummaryWriter) -> None:
     """CUSTOM SCALARS: training and test loss on one chart, the learning rate on another.
 
-    Call it once for a writer: a second layout replaces the first.
+    TensorBoard gives a run one colour: its two losses differ by the marks on their points. Call it
+    once for a writer: a second layout replaces the first.
     """
     writer.add_custom_scalars(
         {
@@ -149,7 +150,7 @@ def prediction_titles(
 ) -> list[str]:
     """Say of each image the predicted class (B,), its probability (B,), and the label (B,)."""
     return [
-        f"{shorten(classes[pred])}, {prob:.1%}\n(label: {shorten(classes[label])})"
+        f"{shorten(classes[pred], 14)}, {prob:.1%}\n(label: {shorten(classes[label], 14)})"
         for pred, prob, label in zip(preds.tolist(), probs.tolist(), labels.tolist(), strict=True)
     ]
 

@@ -86,15 +86,15 @@ last checkpoint stays whole, and `--resume` goes on from it.
 | Ctrl-C, or a kill while unpacking | the part is kept; the rest cleared | `test_download.test_ctrl_c_keeps_the_part`, `test_download.test_remains_of_a_killed_unpacking_are_cleared` |
 | CIFAR-10 cannot be had | the shapes, said loudly | `test_data.test_auto_falls_back_to_the_shapes_loudly`, `test_train.test_shapes_are_never_taken_for_cifar10` |
 | **images from anywhere** | | |
-| grey, palette, RGBA, 16 bits, CMYK ... | read in their colours | `test_data.test_every_kind_of_image_is_read_in_its_colours` |
-| rotated by EXIF; animated; transparent | upright; the first picture; on white | `test_data.test_the_rotation_in_exif_is_honoured`, `test_data.test_the_first_picture_of_an_animation_is_taken`, `test_data.test_what_is_half_transparent_lets_white_through` |
-| truncated, empty, not an image | the file is named | `test_data.test_a_broken_file_is_named` |
-| a decompression bomb | named | `test_data.test_decompression_bombs_are_recognised_as_such` |
-| links, links in a circle, to nothing; pipes | followed; end; named | `test_data.test_links_are_followed_and_loops_end`, `test_data.test_links_to_nothing_and_pipes_are_named` |
-| Chinese names and spaces | read | `test_data.test_chinese_names_and_spaces` |
-| hidden files | skipped | `test_data.test_hidden_files_and_those_of_windows_are_skipped` |
-| what may not be read or listed | named | `test_data.test_a_file_that_may_not_be_read_is_named`, `test_data.test_a_folder_that_cannot_be_listed` |
-| any folder at all | images, or one line | `test_data.test_any_folder_gives_data_or_a_data_error` |
+| grey, palette, RGBA, 16 bits, CMYK ... | read in their colours | `test_folder.test_every_kind_of_image_is_read_in_its_colours` |
+| rotated by EXIF; animated; transparent | upright; the first picture; on white | `test_folder.test_the_rotation_in_exif_is_honoured`, `test_folder.test_the_first_picture_of_an_animation_is_taken`, `test_folder.test_what_is_half_transparent_lets_white_through` |
+| truncated, empty, not an image | the file is named | `test_folder.test_a_broken_file_is_named` |
+| a decompression bomb | named | `test_folder.test_decompression_bombs_are_recognised_as_such` |
+| links, links in a circle, to nothing; pipes | followed; end; named | `test_folder.test_links_are_followed_and_loops_end`, `test_folder.test_links_to_nothing_and_pipes_are_named` |
+| Chinese names and spaces | read | `test_folder.test_chinese_names_and_spaces` |
+| hidden files | skipped | `test_folder.test_hidden_files_and_those_of_windows_are_skipped` |
+| what may not be read or listed | named | `test_folder.test_a_file_that_may_not_be_read_is_named`, `test_folder.test_a_folder_that_cannot_be_listed` |
+| any folder at all | images, or one line | `test_folder.test_any_folder_gives_data_or_a_data_error` |
 """  # noqa: E501
 
 import functools

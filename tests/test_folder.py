@@ -1,0 +1,426 @@
+"""support/folder.py: pictures of every kind from folders of every kind, and what is refused."""
+
+import os
+import random
+import subprocess
+import sys
+import warnings
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import cifar_server
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from data import load_data
+from support.errors import InputError
+from support.folder import read_image
+
+ROOT = Path(__file__).parents[1]
+RNG = np.random.default_rng(0)
+
+
+# ------------------------------------------------------------------------- the folder and its names
+
+
+def save(path: Path, color: str = "red", size: tuple[int, int] = (32, 32)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(path, "PNG")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes; 3 and 2 images to train on, 1 and 1 to test on."""
+    root = tmp_path / "my pictures"
+    for name in ("train/cat/1.png", "train/cat/2.png", "train/cat/10.png", "train/dog/a.png"):
+        save(root / name, RNG.choice(["red", "green", "blue", "gray"]))
+    for name in ("train/dog/b.png", "test/cat/1.png", "test/dog/1.png"):
+        save(root / name, RNG.choice(["red", "green", "blue", "gray"]))
+    return root
+
+
+def shown(path: str | Path) -> str:
+    """A path as it stands in a message; Windows' backslashes are doubled there."""
+    return repr(str(path))
+
+
+def refusal(root: Path) -> str:
+    """The message with which a folder is refused: one line."""
+    with pytest.raises(InputError) as caught:
+        load_data(str(root))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_folder_is_read_as_imagefolder_reads_it(folder):
+    save(folder / "train/cat/more/deep/3.png", "yellow")
+    save(folder / "train/ant/1.png", "black")
+    save(folder / "test/ant/1.png", "white")
+    loaded = load_data(str(folder))
+    for split, loader in (("train", loaded.train_loader), ("test", loaded.test_loader)):
+        oracle = ImageFolder(folder / split, transforms.PILToTensor())
+        dataset = loader.dataset
+        assert torch.equal(dataset.images, torch.stack([image for image, _ in oracle]))
+        assert dataset.labels.tolist() == oracle.targets and dataset.labels.dtype == torch.int64
+        assert loaded.classes == dataset.classes == oracle.classes
+    assert loaded.source == str(folder) and not loaded.is_stand_in
+
+
+def test_the_type_of_an_image_is_not_read_from_its_name(folder):
+    (folder / "train/cat/1.png").rename(folder / "train/cat/no-extension")
+    (folder / "train/cat/2.png").rename(folder / "train/cat/2.txt")
+    assert len(load_data(str(folder)).train_loader.dataset) == 5
+
+
+def test_hidden_files_and_those_of_windows_are_skipped(folder):
+    for name in (".DS_Store", "._1.png", "Thumbs.db", "desktop.ini", ".cache/x"):
+        file = folder / "train/cat" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"no image")
+    save(folder / "train/.hidden/1.png")
+    (folder / "train/readme.txt").write_text("beside the classes")
+    loaded = load_data(str(folder))
+    assert loaded.classes == ["cat", "dog"] and len(loaded.train_loader.dataset) == 5
+
+
+def test_chinese_names_and_spaces(folder):
+    for split in ("train", "test"):
+        save(folder / split / "小 猫" / "第 一 张.png")
+    assert load_data(str(folder)).classes == ["cat", "dog", "小 猫"]
+
+
+def test_links_are_followed_and_loops_end(folder, tmp_path):
+    save(tmp_path / "elsewhere/1.png")
+    cat = folder / "train/cat"
+    try:
+        (cat / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    except OSError:
+        pytest.skip("links cannot be made here")
+    (cat / "link.png").symlink_to(tmp_path / "elsewhere/1.png")
+    for loop in ("self", "other"):  # two loops: every level would double the files
+        (cat / loop).symlink_to(cat, target_is_directory=True)
+    (cat / "up").symlink_to(folder, target_is_directory=True)
+    (folder / "train/fox").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (folder / "test/fox").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    loaded = load_data(str(folder))
+    assert loaded.classes == ["cat", "dog", "fox"]
+    assert loaded.train_loader.dataset.labels.tolist() == [0] * 5 + [1] * 2 + [2]
+
+
+def test_the_source_of_a_relative_folder_is_its_absolute_path(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    loaded = load_data(folder.name)
+    assert loaded.source == str(folder)
+    monkeypatch.chdir("/")
+    again = load_data(loaded.source)
+    assert torch.equal(again.train_loader.dataset.images, loaded.train_loader.dataset.images)
+
+
+def test_a_folder_that_is_missing_or_not_laid_out(folder, tmp_path):
+    assert "nowhere" in refusal(tmp_path / "nowhere") and "train/" in refusal(tmp_path / "nowhere")
+    (folder / "test").rename(folder / "val")
+    assert shown(folder / "test") in refusal(folder)
+    (folder / "val").rename(folder / "test")
+    (folder / "train").rename(folder / "val")
+    assert shown(folder / "train") in refusal(folder)
+    assert "is not a folder" in refusal(folder / "test/cat/1.png")
+    assert "is not a folder" in refusal(folder / ("long" * 1000))
+
+
+def test_classes_that_are_missing(folder):
+    (folder / "train/ant").mkdir()
+    (folder / "test/ant").mkdir()
+    (folder / "train/ant/.hidden").write_bytes(b"")
+    assert shown(folder / "train" / "ant") in refusal(folder) and "no images" in refusal(folder)
+    save(folder / "train/ant/1.png")
+    assert shown(folder / "test" / "ant") in refusal(folder)
+    (folder / "test/ant").rmdir()
+    assert refusal(folder).endswith(": 'ant'")
+    (folder / "train/dog").rename(folder.parent / "dog")
+    (folder / "train/ant").rename(folder.parent / "ant")
+    assert "1 class folder" in refusal(folder)
+    (folder / "train/cat").rename(folder.parent / "cat")
+    assert "0 class folders" in refusal(folder)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are bytes on POSIX alone")
+def test_a_class_whose_name_is_not_text(folder):
+    for split in (b"train", b"test"):
+        name = os.fsencode(folder) + b"/" + split + b"/caf\xe9"
+        try:
+            os.mkdir(name)
+        except OSError:
+            pytest.skip("this file system refuses such names")
+        with open(name + b"/1.png", "wb") as file:
+            file.write(png())
+    message = refusal(folder)
+    assert "UTF-8" in message
+    message.encode()  # can be printed
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows' names are not bytes")
+def test_chinese_classes_are_read_in_whatever_locale(folder):
+    """Under LC_ALL=C without UTF-8 mode, Python takes the names of files for ASCII."""
+    for split in ("train", "test"):
+        for name in ("狗", "ａ", "é"):
+            save(folder / split / name / "图.png")
+    program = (
+        "import sys; from pathlib import Path; from support.folder import read_folder\n"
+        "*parts, classes = read_folder(Path(sys.argv[1]), 32)\n"
+        "print(ascii(classes), parts[0][1].tolist())"
+    )
+    names = {
+        subprocess.run(
+            [sys.executable, "-c", program, folder],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "LC_ALL": locale, "PYTHONUTF8": utf8},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for locale, utf8 in (("C", "0"), ("C.UTF-8", "1"))
+    }
+    assert names == {f"{ascii(['cat', 'dog', 'é', '狗', 'ａ'])} [0, 0, 0, 1, 1, 2, 3, 4]\n"}
+
+
+def test_a_folder_that_cannot_be_listed(folder, monkeypatch):
+    closed = str(folder / "train/cat/closed")
+    os.mkdir(closed)
+    scandir = os.scandir
+
+    def deny(path):
+        if path == closed:
+            raise PermissionError(13, "Permission denied", closed)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", deny)  # chmod would not stop root
+    assert shown(closed) in refusal(folder) and "Permission denied" in refusal(folder)
+
+
+# ------------------------------------------------------------------------- images of every kind
+
+
+def png(size: tuple[int, int] = (32, 32), color: str = "red") -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", size, color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def read(tmp_path: Path, picture: Image.Image, name: str, **options) -> np.ndarray:
+    picture.save(tmp_path / name, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return read_image(str(tmp_path / name), 32)
+
+
+def plain(color: tuple[int, int, int]) -> np.ndarray:
+    return np.full((32, 32, 3), color, np.uint8)
+
+
+PALETTE = Image.new("RGB", (40, 40), (10, 200, 30)).quantize(8)
+ORANGE = (255, 128, 0)
+
+
+@pytest.mark.parametrize(
+    ("picture", "name", "expected"),
+    [
+        (Image.new("RGB", (32, 32), ORANGE), "a.png", ORANGE),
+        (Image.new("RGB", (50, 20), ORANGE), "a.bmp", ORANGE),
+        (Image.new("RGB", (7, 300), ORANGE), "a.webp", ORANGE),
+        (Image.new("RGB", (1, 1), ORANGE), "a.ppm", ORANGE),
+        (Image.new("RGB", (900, 700), ORANGE), "a.jpg", ORANGE),
+        (Image.new("L", (40, 40), 77), "a.jpg", (77, 77, 77)),
+        (Image.new("1", (40, 40), 1), "a.png", (255, 255, 255)),
+        (Image.new("1", (40, 40), 0), "a.tif", (0, 0, 0)),
+        (PALETTE, "a.png", (10, 200, 30)),
+        (PALETTE, "a.gif", (10, 200, 30)),
+        (Image.new("CMYK", (40, 40), (0, 255, 0, 0)), "a.tif", (255, 0, 255)),
+        (Image.new("CMYK", (40, 40), (0, 255, 0, 0)), "a.jpg", (255, 0, 255)),
+        (Image.new("RGBA", (40, 40), (255, 0, 0, 255)), "a.png", (255, 0, 0)),
+        (Image.new("RGBA", (40, 40), (255, 0, 0, 0)), "a.png", (255, 255, 255)),
+        (Image.new("RGBA", (40, 40), (0, 0, 0, 51)), "a.png", (204, 204, 204)),
+        (Image.new("LA", (40, 40), (0, 51)), "a.png", (204, 204, 204)),
+        (Image.new("I;16", (40, 40), 0), "a.png", (0, 0, 0)),
+        (Image.new("I;16", (40, 40), 65535), "a.png", (255, 255, 255)),
+        (Image.new("I;16", (40, 40), 257 * 200), "a.tif", (200, 200, 200)),
+        (Image.new("I", (40, 40), 257 * 100), "a.pgm", (100, 100, 100)),
+    ],
+    ids=lambda value: value.mode if isinstance(value, Image.Image) else str(value),
+)
+def test_every_kind_of_image_is_read_in_its_colours(tmp_path, picture, name, expected):
+    image = read(tmp_path, picture, name)
+    assert image.shape == (32, 32, 3) and image.dtype == np.uint8
+    assert abs(image.astype(int) - plain(expected)).max() <= (
+        3 if name[2:] in ("jpg", "webp") else 0
+    )
+
+
+def test_an_image_of_the_right_size_is_not_changed(tmp_path):
+    pixels = RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    assert np.array_equal(read(tmp_path, Image.fromarray(pixels), "a.png"), pixels)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_sixteen_bits_become_the_nearest_eight(tmp_path, name):
+    ramp = np.linspace(0, 65535, 1024).round().astype(np.uint16).reshape(32, 32)
+    expected = [[[int(value / 65535 * 255 + 0.5)] * 3 for value in row] for row in ramp]
+    assert np.array_equal(read(tmp_path, Image.fromarray(ramp), name), expected)
+
+
+def test_what_is_half_transparent_lets_white_through(tmp_path):
+    pixels = RNG.integers(0, 256, (32, 32, 4), dtype=np.uint8)
+    alpha = pixels[..., 3:] / 255
+    expected = pixels[..., :3] * alpha + 255 * (1 - alpha)
+    image = read(tmp_path, Image.fromarray(pixels), "a.png")
+    assert abs(image - expected).max() <= 1
+
+
+def test_a_transparent_palette_colour_becomes_white(tmp_path):
+    picture = Image.new("P", (32, 32), 0)
+    picture.putpalette([200, 0, 0, 0, 0, 200])
+    picture.paste(1, (16, 0, 32, 32))
+    for name in ("a.gif", "a.png"):
+        image = read(tmp_path, picture, name, transparency=0)
+        assert image[5, 5].tolist() == [255, 255, 255] and image[5, 25].tolist() == [0, 0, 200]
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "tif"])
+def test_the_rotation_in_exif_is_honoured(tmp_path, extension):
+    picture = Image.new("RGB", (64, 64), "black")
+    picture.paste("white", (0, 0, 64, 32))  # the upper half is white
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn me to the right by a quarter to see me upright"
+    image = read(tmp_path, picture, f"a.{extension}", exif=exif).astype(int)
+    assert image[:, 20:].min() > 200 and image[:, :12].max() < 55  # now the right half
+
+
+def test_the_first_picture_of_an_animation_is_taken(tmp_path):
+    frames = [Image.new("RGB", (32, 32), color) for color in ("red", "lime", "blue")]
+    for name in ("a.gif", "a.png", "a.webp"):
+        image = read(tmp_path, frames[0], name, save_all=True, append_images=frames[1:])
+        assert abs(image.astype(int) - plain((255, 0, 0))).max() <= 3
+
+
+def test_large_photographs_are_shrunk_smoothly(tmp_path):
+    fine = np.indices((1024, 1024)).sum(0) % 2 * 255  # a chessboard of single pixels is grey
+    picture = Image.fromarray(fine.astype(np.uint8)).convert("RGB")
+    for name in ("a.png", "a.jpg"):
+        assert abs(read(tmp_path, picture, name).astype(int) - 127).max() <= 3
+
+
+def png_that_claims(side: int) -> bytes:
+    """A small file whose header says that it is a square of that many pixels a side."""
+    content = png()
+    header = content[12:16] + side.to_bytes(4, "big") * 2 + content[24:29]
+    return content[:12] + header + zlib.crc32(header).to_bytes(4, "big") + content[33:]
+
+
+def broken_files() -> dict[str, bytes]:
+    photo = BytesIO()
+    Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(photo, "JPEG")
+    floats = BytesIO()
+    Image.new("F", (8, 8), 0.5).save(floats, "TIFF")
+    return {
+        "empty.png": b"",
+        "text.png": b"this is no image",
+        "cut.jpg": photo.getvalue()[:1500],
+        "cut.png": png()[:60],
+        "floats.tif": floats.getvalue(),
+        "bomb.png": png_that_claims(20_000),  # 400 million pixels
+        "warned.png": png_that_claims(10_000),  # 100 million: Pillow only warns
+    }
+
+
+@pytest.mark.parametrize(("name", "content"), broken_files().items(), ids=broken_files())
+def test_a_broken_file_is_named(folder, name, content):
+    file = folder / "test/dog" / name
+    file.write_bytes(content)
+    message = refusal(folder)
+    assert shown(file) in message and "remove or replace it" in message
+
+
+def test_decompression_bombs_are_recognised_as_such(folder):
+    for name in ("bomb.png", "warned.png"):
+        file = folder / "train/cat" / name
+        file.write_bytes(broken_files()[name])
+        assert "decompression bomb" in refusal(folder)
+        file.unlink()
+
+
+def test_links_to_nothing_and_pipes_are_named(folder):
+    if os.name == "nt":
+        pytest.skip("POSIX alone has named pipes")
+    file = folder / "train/cat/odd.png"
+    for make in (lambda: file.symlink_to("nothing"), lambda: file.symlink_to(file.name)):
+        make()
+        assert shown(file) in refusal(folder)
+        file.unlink()
+    os.mkfifo(file)
+    assert shown(file) in refusal(folder)
+
+
+def test_a_file_that_may_not_be_read_is_named(folder, monkeypatch):
+    def deny(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(Image, "open", deny)
+    assert "1.png" in refusal(folder) and "Permission denied" in refusal(folder)
+
+
+# ------------------------------------------------------------------------------ anything at all
+
+VALID = png((4, 4))
+CONTENT = st.one_of(
+    st.just(VALID),
+    st.binary(max_size=64),
+    st.integers(0, len(VALID)).map(lambda end: VALID[:end]),  # cut off
+    st.tuples(st.integers(0, len(VALID) - 1), st.integers(0, 255)).map(  # one byte changed
+        lambda change: VALID[: change[0]] + bytes([change[1]]) + VALID[change[0] + 1 :]
+    ),
+)
+PART = st.sampled_from(
+    ["train", "test", "a", "b", "猫", " ", "two\nlines", ".x", "Thumbs.db", "1.png"]
+)
+LAYOUT = st.dictionaries(st.lists(PART, min_size=1, max_size=4).map("/".join), CONTENT, max_size=8)
+SOUND = {f"{split}/{name}/1.png": VALID for split in ("train", "test") for name in "ab"}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(extra=LAYOUT, sound=st.booleans())
+def test_any_folder_gives_data_or_a_data_error(tmp_path_factory, extra, sound):
+    root = tmp_path_factory.mktemp("any")
+    for name, content in (SOUND | extra if sound else extra).items():
+        try:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(content)
+        except OSError:  # a file where a folder is needed, or the other way round
+            continue
+    try:
+        loaded = load_data(str(root))
+    except InputError as error:
+        assert str(error) and "\n" not in str(error)
+    else:
+        images, labels = next(iter(loaded.test_loader))
+        assert images.shape[1:] == (3, 32, 32) and images.abs().max() <= 1
+        assert labels.max() < len(loaded.classes)
+
+
+@pytest.mark.skipif("CIFAR10_IMAGES" not in os.environ, reason="CIFAR10_IMAGES names no folder")
+def test_the_real_images():
+    root = Path(os.environ["CIFAR10_IMAGES"])
+    loaded = load_data(str(root))
+    train, test = loaded.train_loader.dataset, loaded.test_loader.dataset
+    assert loaded.classes == cifar_server.CLASSES
+    assert train.labels.bincount().tolist() == [5000] * 10
+    assert test.labels.bincount().tolist() == [1000] * 10
+    oracle = ImageFolder(root / "train", transforms.PILToTensor())
+    for index in random.Random(0).sample(range(50_000), 50):
+        image, label = oracle[index]
+        assert torch.equal(train.images[index], image) and train.labels[index] == label

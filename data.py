@@ -100,10 +100,11 @@ class ImageDataset(Dataset):
     def mislabel(self, share: float, seed: int) -> ImageDataset:
         """The same images, a share (0 to 1) of them, picked at random, with another class."""
         generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(self), generator=generator)[: round(share * len(self))]
-        shift = torch.randint(1, len(self.classes), (len(chosen),), generator=generator)
+        # Drawn before the order, which would be that of `sample`: it would pick wrong labels only.
+        shift = torch.randint(1, len(self.classes), (len(self),), generator=generator)
+        wrong = torch.randperm(len(self), generator=generator)[: round(share * len(self))]
         labels = self.labels.clone()
-        labels[chosen] = (labels[chosen] + shift) % len(self.classes)
+        labels[wrong] = (labels[wrong] + shift[wrong]) % len(self.classes)
         return ImageDataset(self.images, labels, self.classes, self.augment)
 
     def to(self, device: str | torch.device) -> ImageDataset:

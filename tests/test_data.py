@@ -197,6 +197,8 @@ def test_just_the_share_of_labels_is_wrong_and_each_wrong_class_as_likely(share)
     assert torch.equal(whole.mislabel(share, seed=1).labels, spoilt.labels)
     if share:
         assert not torch.equal(whole.mislabel(share, seed=2).labels, spoilt.labels)
+    sampled = [part.sample(1000, seed=1)[1] for part in (whole, spoilt)]
+    assert (sampled[0] != sampled[1]).sum() == pytest.approx(1000 * share, abs=40)
 
 
 def test_nothing_is_changed_where_nothing_is_asked_for():

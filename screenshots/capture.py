@@ -88,7 +88,12 @@ def start_tensorboard(logdir: Path, load_fast: bool = True) -> Iterator[str]:
     command += ["--host", "127.0.0.1", "--port", "0", "--samples_per_plugin", "images=100"]
     command += ["--load_fast", "auto" if load_fast else "false"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",  # Windows has an encoding of its own
     ) as server:
         try:
             url = read_url(server.stdout)
@@ -136,15 +141,25 @@ def wait_until_loaded(url: str, runs: set[str]) -> None:
 
 @contextlib.contextmanager
 def open_browser() -> Iterator[Browser]:
-    """Run Chromium without a window."""
+    """Run Chromium without a window; raises CaptureError where it does not start."""
     expect.set_options(timeout=TIMEOUT * 1000)
     # Drawn by the processor, a page gives the same pixels each time; the projector needs WebGL all
     # the same.
     options = ["--disable-gpu", "--enable-unsafe-swiftshader"]
-    with sync_playwright() as playwright:
-        chromium = find_chromium(playwright.chromium.executable_path)
-        with playwright.chromium.launch(executable_path=chromium, args=options) as browser:
-            yield browser
+    with contextlib.ExitStack() as stack:
+        try:
+            playwright = stack.enter_context(sync_playwright())
+            chromium = find_chromium(playwright.chromium.executable_path)
+            browser = playwright.chromium.launch(executable_path=chromium, args=options)
+        except CaptureError:
+            raise
+        except Exception as error:  # of any kind: the driver is a program of its own
+            first_line = str(error).partition("\n")[0]
+            raise CaptureError(
+                f"the browser does not start ({first_line}): see above, or try playwright "
+                "install-deps chromium (Debian, Ubuntu: apt-get install libatomic1)"
+            ) from error
+        yield stack.enter_context(browser)
 
 
 def find_chromium(playwrights_own: str) -> str:

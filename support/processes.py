@@ -43,17 +43,16 @@ def start_processes(device: torch.device, batch_size: int) -> Processes:
     """
     if not under_torchrun():
         return Processes(0, 1, device)
+    count = int(os.environ["WORLD_SIZE"])
+    if batch_size % count:  # every process finds out for itself, before it waits for the others
+        raise InputError(
+            f"--batch-size {batch_size} cannot be divided among {count} processes: take a multiple"
+        )
     device = local_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     # The others wait for rank 0, which may have to download the images for an hour.
     dist.init_process_group(backend, timeout=timedelta(hours=2))
-    processes = Processes(dist.get_rank(), dist.get_world_size(), device)
-    if batch_size % processes.count:
-        raise InputError(
-            f"--batch-size {batch_size} cannot be divided among {processes.count} processes: "
-            "take a multiple"
-        )
-    return processes
+    return Processes(dist.get_rank(), count, device)
 
 
 def local_device(device: torch.device) -> torch.device:

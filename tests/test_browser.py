@@ -23,8 +23,10 @@ SCRIPT = Path(__file__).parents[1] / "screenshots" / "capture.py"
 sys.path.append(str(SCRIPT.parent))
 import capture  # noqa: E402
 
-NAMES = ["<b>ird", "a $1 cat", "雪 豹"]  # as sorted; not all of them would be folders on Windows
-LAYERS = ("conv1", "pool", "conv2", "fc1", "fc2", "fc3")
+# As sorted; Windows has no folders with < in their names.
+NAMES = ["<b>ird" if os.name == "posix" else "&lt;ird", "a $1 cat", "雪 豹"]
+LAYERS = ("conv1 Conv2d", "pool MaxPool2d", "conv2 Conv2d", "pool (2) MaxPool2d")
+LAYERS += ("fc1 Linear", "fc2 Linear", "fc3 Linear")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def load_fast(request) -> bool:
 
 
 @pytest.fixture(scope="module")
-def url(run_dir, load_fast):
+def url(browser, run_dir, load_fast):  # the browser first: without one, nothing is started
     with capture.start_tensorboard(run_dir.parent, load_fast) as url:
         yield url
 
@@ -227,6 +229,21 @@ def test_a_missing_chromium_is_said(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(capture.CaptureError, match="Chromium not found: install it"):
         capture.find_chromium("where Playwright would have it")
+
+
+def test_a_browser_that_does_not_start_is_said(run_dir, tmp_path):
+    """Its driver is a program for Node.js, which a system may lack libraries for."""
+    result = subprocess.run(
+        [sys.executable, SCRIPT, run_dir, "--out", tmp_path],
+        env=os.environ | {"PLAYWRIGHT_NODEJS_PATH": sys.executable},  # no Node.js
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2 and result.stdout == "" and not list(tmp_path.iterdir())
+    assert "Traceback" not in result.stderr
+    *_, line = result.stderr.splitlines()
+    assert line.startswith("capture.py: error: the browser does not start (")
+    assert "libatomic1" in line
 
 
 def test_a_missing_playwright_is_said_in_one_line(tmp_path):

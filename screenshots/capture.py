@@ -21,11 +21,14 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
+import animation
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
 try:
@@ -41,6 +44,7 @@ SHARPNESS = 2  # device pixels for each of the page's, so that text stays sharp 
 MARGIN = 8  # of the page's pixels around what is pictured
 TIMEOUT = 60  # seconds, for whatever has to appear
 LAST_TAG = "per class/text_summary"  # what a run shows last: once it is there, everything is
+COLUMNS = ("epochs", "lr", "schedule", "augment", "test loss", "test accuracy")  # of HPARAMS
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 # Each add_... method of SummaryWriter: the dashboard it fills, and what it is for.
@@ -236,9 +240,9 @@ def custom_scalars(page: Page, url: str) -> Locator:
     return page.locator("tf-category-paginated-view")
 
 
-def images(page: Page, url: str, tags: str, count: int = 1) -> Locator:
+def images(page: Page, url: str, tags: str, count: int = 1, **state: str) -> Locator:
     """The cards of the images whose tags match, each in its own size."""
-    open_dashboard(page, url, "images", 1700, tagFilter=f"^({tags})$")
+    open_dashboard(page, url, "images", 1700, tagFilter=f"^({tags})$", **state)
     cards = first_cards(page, "tf-image-loader", count)
     page.get_by_text("Show actual image size").click()
     for card in cards.all():
@@ -329,17 +333,16 @@ def projector_frame(page: Page) -> FrameLocator:
     return page.frame_locator("iframe").frame_locator("iframe")
 
 
-def hparams(page: Page, url: str) -> Locator:
+def hparams(page: Page, url: str, wanted: Sequence[str] = COLUMNS) -> Locator:
     """The table of runs: what distinguishes them, and what they came to."""
     open_dashboard(page, url, "hparams", 1700, 900)
-    wanted = ["epochs", "lr", "schedule", "augment", "test loss", "test accuracy"]
     boxes = page.locator("paper-checkbox.hparam-checkbox, paper-checkbox.metric-checkbox")
     boxes.first.wait_for()
     boxes.evaluate_all(
         """(boxes, wanted) => boxes
             .filter(box => box.checked != wanted.includes(box.innerText.trim()))
             .forEach(box => box.click())""",
-        wanted,
+        list(wanted),
     )
     cells = page.locator("vaadin-grid-cell-content:visible")
     cells.filter(has_text="test accuracy").wait_for()
@@ -430,8 +433,44 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     raise CaptureError(f"{path.name} does not fit into {MAX_BYTES:,} bytes")
 
 
+def summarize(run_dir: Path) -> dict:
+    """What a run says of itself: its settings, its last scalars, and each class.
+
+    Written beside the pictures, so that a page with figures and these pictures can be checked.
+    """
+    log = EventAccumulator(str(run_dir)).Reload()
+    tests = log.Scalars("test accuracy")
+    heading, *classes = read_table(log, "per class")
+    return {
+        "run": run_dir.name,
+        "date": datetime.fromtimestamp(tests[-1].wall_time).date().isoformat(),
+        "settings": dict(read_table(log, "settings")[1:]),
+        **{
+            tag: round(log.Scalars(tag)[-1].value, 4)
+            for tag in ("training loss", "test loss", "test accuracy")
+        },
+        "classes": {
+            name: dict(zip(heading[1:], (json.loads(n.replace(",", "")) for n in row), strict=True))
+            for name, *row in classes
+        },
+    }
+
+
+def read_table(log: EventAccumulator, tag: str) -> list[list[str]]:
+    """The cells of a table in TEXT, heading first."""
+    (text,) = log.Tensors(f"{tag}/text_summary")[-1].tensor_proto.string_val
+    heading, _rule, *rows = text.decode().splitlines()
+    return [
+        [html.unescape(cell.strip()) for cell in row.strip("|").split("|")]
+        for row in (heading, *rows)
+    ]
+
+
 def capture(run_dir: Path, out: Path) -> None:
     """Write all pictures of a run."""
+    animation.save_animation(animation.read_story(run_dir), out / "training.gif")
+    summary = json.dumps(summarize(run_dir), indent=2, ensure_ascii=False)
+    (out / "run.json").write_text(summary + "\n", encoding="utf-8")
     with open_browser() as browser:
 
         def shoot(name: str, show: Callable[[Page, str], Locator], url: str = "") -> None:

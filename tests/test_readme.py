@@ -346,7 +346,7 @@ class Reader:
         with self.monkeypatch.context() as patch:
             patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
             patch.setattr(sys, "argv", [path, *words])
-            patch.setattr(sys, "path", [*sys.path])
+            patch.setattr(sys, "path", [str((ROOT / path).parent), *sys.path])
             with pytest.raises(Parsed) as parsed:
                 runpy.run_path(str(ROOT / path), run_name="__main__")
         return parsed.value.args[0]

@@ -70,8 +70,10 @@ def start(
 
     A fault is a `Fault`, or any function without arguments that prepares one in the new process.
     """
-    with pytest.MonkeyPatch.context() as patch:  # sys.path reaches the server of Python 3.11 so
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for the server of Python 3.11
+        # On macOS a fork that asks for the GPU would be aborted (Apple: "fork safety").
+        patch.setenv("OBJC_DISABLE_INITIALIZE_FORK_SAFETY", "YES")
         CONTEXT.set_forkserver_preload(["forked"])
         forkserver.ensure_running()
     words = [str(argument) for argument in arguments]
@@ -123,6 +125,7 @@ def run_here(
     os.dup2(file, sys.stderr.fileno())
     os.environ.update(environment)
     sys.argv = ["train_cifar.py", *words]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     torch.set_num_threads(1)  # OpenMP may hang in a fork when it wants more
     device.ALL_THREADS = 1
     for fault in faults:

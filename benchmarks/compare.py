@@ -205,8 +205,6 @@ def since_start() -> float:
 
 def measure(args: argparse.Namespace) -> None:
     """Run one way and print its measures as JSON; with several processes the first does."""
-    import resource
-
     if args.way == "shapes":
         args.data = "shapes"
     with tempfile.TemporaryDirectory() as log_dir:
@@ -215,9 +213,17 @@ def measure(args: argparse.Namespace) -> None:
         else:
             found = measure_ours(args, log_dir, WAYS[args.way])
     if os.environ.get("RANK", "0") == "0":
-        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-        found["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-        print(json.dumps(found))
+        print(json.dumps(found | peak_memory()))
+
+
+def peak_memory() -> dict[str, float]:
+    """The most memory that this process has had; nothing on Windows, where Python cannot tell."""
+    if sys.platform == "win32":
+        return {}
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    return {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6}
 
 
 # ------------------------------------------------------------------------------- all of them
@@ -279,12 +285,13 @@ def table(found: dict) -> str:
     return "\n".join(lines)
 
 
-def ratios(found: dict) -> dict[str, float]:
+def ratios(found: dict) -> dict[str, float | None]:
     """What the comparison is made for, each from values of the same round."""
 
-    def of(measure_name: str, above: str, below: str) -> float:
+    def of(measure_name: str, above: str, below: str) -> float | None:
         pairs = zip(found[above][measure_name], found[below][measure_name], strict=True)
-        return round(statistics.median(a / b for a, b in pairs), 3)
+        values = [a / b for a, b in pairs]
+        return round(statistics.median(values), 3) if values else None
 
     return {
         "a step: notes / ours": of("step_ms", "notes", "ours"),

@@ -1,5 +1,6 @@
 """Several processes train one net: the same result, one voice, and one end for all."""
 
+import html
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import read_scalars, same_weights
+from conftest import read_events, read_scalars, same_weights
 from forked import HANG, Fault, Finished, finish, kill, start, terminate, train
 from test_faults import Vanished
 
@@ -105,6 +106,10 @@ def of_two(words, tmp_path_factory) -> Path:
         assert done.stdout.count(line) == 1, done.stdout
     (run_dir,) = (folder / "runs").iterdir()
     assert len(list(run_dir.glob("events.out.tfevents.*"))) == 1
+    ((_, settings),) = read_events(run_dir)["settings/text_summary"]
+    table = html.unescape(settings.tensor.string_val[0].decode())
+    assert re.search(r"\| processes +\| 2 ", table)
+    assert table.count("| torchrun --nproc_per_node=2 ") == 2  # the command, and how to resume
     return run_dir
 
 

@@ -44,6 +44,10 @@ last checkpoint stays whole, and `--resume` goes on from it.
 | extreme learning rates and momenta | trained, or the same | `test_faults.test_extreme_settings` |
 | histograms of NaN and infinity | they are left out | `test_viz.test_histograms_of_odd_values_count_the_finite_ones` |
 | **views** | | |
+| 1,000 classes and more | pictures of bounded size | `test_viz.test_a_confusion_matrix_is_bounded_and_readable`, `test_viz.test_every_figure_takes_any_number_of_classes` |
+| a class has the name of a view | both are shown | `test_viz.test_classes_may_have_the_names_of_other_views` |
+| Markdown in a name or path | it appears as it is | `test_viz.test_any_name_appears_in_text_as_it_is` |
+| the run diverges | HPARAMS says that it failed | `test_train.test_a_run_whose_loss_is_no_number_is_shown_as_failed` |
 | a view fails | a line; the run goes on | `test_faults.test_a_view_that_fails_costs_the_view_and_not_the_run` |
 | **two at once** | | |
 | two resumes of a run | one goes on, the other gets 2 | `test_resume.test_of_two_resumes_at_once_one_goes_on`, `test_resume.test_a_run_in_progress_cannot_be_resumed` |
@@ -91,6 +95,7 @@ last checkpoint stays whole, and `--resume` goes on from it.
 | truncated, empty, not an image | the file is named | `test_folder.test_a_broken_file_is_named` |
 | a decompression bomb | named | `test_folder.test_decompression_bombs_are_recognised_as_such` |
 | links, links in a circle, to nothing; pipes | followed; end; named | `test_folder.test_links_are_followed_and_loops_end`, `test_folder.test_links_to_nothing_and_pipes_are_named` |
+| Chinese names, in whatever locale | read | `test_folder.test_chinese_classes_are_read_in_whatever_locale` |
 | Chinese names and spaces | read | `test_folder.test_chinese_names_and_spaces` |
 | hidden files | skipped | `test_folder.test_hidden_files_and_those_of_windows_are_skipped` |
 | what may not be read or listed | named | `test_folder.test_a_file_that_may_not_be_read_is_named`, `test_folder.test_a_folder_that_cannot_be_listed` |

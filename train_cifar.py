@@ -96,11 +96,11 @@ def make_optimizer(net: nn.Module, args: argparse.Namespace, steps_per_epoch: in
 
 @first_process_draws
 def show_start(run: Run, test: Evaluation) -> None:
-    """Before training: some training images, the net, how it does by chance, and the settings."""
+    """Before training: how the net does by chance, training images, the net, and the settings."""
     images, labels = run.data.train_loader.dataset.sample(16, run.args.seed)
+    viz.add_test_scalars(run.writer, test.loss, test.accuracy, step=0)
     viz.add_image_grid(run.writer, images, labels, run.data.classes)
     viz.add_net_graph(run.writer, run.net, images[:1])
-    viz.add_test_scalars(run.writer, test.loss, test.accuracy, step=0)
     if run.args.views == "all":
         viz.add_table(run.writer, "settings", settings_table(run))
         viz.add_hparams_start(run.writer, hyperparameters(run))

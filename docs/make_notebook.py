@@ -67,7 +67,7 @@ For the real thing, leave away every setting but `--run-name`: the defaults are 
 CIFAR-10 is downloaded on the first run. Each run needs a name of its own."""
 
 TRAIN_CODE = """\
-settings = "--data shapes --train-images 10000 --epochs 4 --batch-size 32 --lr 0.05"
+settings = "--data shapes --train-images 8000 --epochs 4 --batch-size 32 --lr 0.05"
 settings += " --schedule onecycle --report-every 4000 --run-name first"
 !"{sys.executable}" train_cifar.py {settings}"""
 

@@ -45,7 +45,7 @@ def show_graph(run: EventAccumulator) -> None:
         name = nodes[name].input[0]
         (shape,) = nodes[name].attr["_output_shapes"].list.shape
         chain.append((name.split("/", 1)[1], "×".join(str(dim.size) for dim in shape.dim[1:])))
-    figure = Figure(figsize=(9, 0.45 * len(chain)))
+    figure = Figure(figsize=(5, 0.4 * len(chain)))
     axes = figure.subplots()
     axes.axis("off")
     axes.set(xlim=(-1, 1), ylim=(0.5 - len(chain), 0.5))
@@ -144,7 +144,8 @@ def show_hparams(log_dir: str) -> None:
         settings = HParamsPluginData.FromString(content).session_start_info.hparams
         row = {"run": run_dir.name}
         for name, value in sorted(settings.items()):
-            row[name] = getattr(value, value.WhichOneof("kind"))
+            setting = getattr(value, value.WhichOneof("kind"))
+            row[name] = f"{setting:g}" if isinstance(setting, float) else setting
         for tag in ("test accuracy", "test loss"):
             row[tag] = f"{run.Scalars(tag)[-1].value:.3f}"
         rows.append(row)

@@ -74,8 +74,7 @@ settings += " --schedule onecycle --report-every 4000 --run-name first"
 TENSORBOARD = """\
 ## TensorBoard, inside this page
 
-Press ↻ at the top right of the frame when there is more to see. TensorBoard keeps running when the
-notebook is closed; `tensorboard.notebook.list()` prints the number of its process.
+Press ↻ at the top right of the frame when there is more to see: it does not reload by itself.
 
 **A blank frame, or error 403?** The frame is a page of its own, which some services and browsers
 block. On Colab, allow third-party cookies, or try another browser. If it stays blank, go on

@@ -63,7 +63,7 @@ sys.path.append("docs")  # for notebook_views"""
 TRAIN = """\
 ## Train
 
-For the real thing, leave away every setting but `--run-name`: the defaults are the notes', and
+For the real thing, leave out every setting but `--run-name`: the defaults are the notes', and
 CIFAR-10 is downloaded on the first run. Each run needs a name of its own."""
 
 TRAIN_CODE = """\

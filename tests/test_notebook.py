@@ -1,6 +1,7 @@
 """The notebook: made from today's README, run from top to bottom, and what its pictures show."""
 
 import base64
+import contextlib
 import importlib.util
 import json
 import os
@@ -148,16 +149,14 @@ def executed(tmp_path_factory):
     }
     run = "from nbclient.cli import main; main()"
     try:
-        subprocess.run(
-            [sys.executable, "-c", run, "--timeout=600", "--output=executed", NOTEBOOK.name],
-            cwd=folder,
-            env=env,
-            check=True,
-        )
+        command = [sys.executable, "-c", run, "--timeout=600", "--output=executed", NOTEBOOK.name]
+        subprocess.run(command, cwd=folder, env=env, check=True)
         yield folder, (folder / "executed.ipynb").read_text(encoding="utf-8")
     finally:
+        # TensorBoard ends with the kernel, but not where the kernel was killed.
         for path in information.glob(".tensorboard-info/*.info"):
-            os.kill(json.loads(path.read_text())["pid"], signal.SIGTERM)
+            with contextlib.suppress(OSError):
+                os.kill(json.loads(path.read_text())["pid"], signal.SIGTERM)
 
 
 def outputs(cell: dict, kind: str) -> list:

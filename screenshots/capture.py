@@ -42,9 +42,10 @@ WIDTH = 1200  # pixels of a picture
 MAX_BYTES = 300_000
 SHARPNESS = 2  # device pixels for each of the page's, so that text stays sharp when scaled to WIDTH
 MARGIN = 8  # of the page's pixels around what is pictured
+GAP = 24  # pixels between pictures that are put together
 TIMEOUT = 60  # seconds, for whatever has to appear
 LAST_TAG = "per class/text_summary"  # what a run shows last: once it is there, everything is
-COLUMNS = ("epochs", "lr", "schedule", "augment", "test loss", "test accuracy")  # of HPARAMS
+COLUMNS = ("lr", "test accuracy", "test loss")  # of HPARAMS
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 # Each add_... method of SummaryWriter: the dashboard it fills, and what it is for.
@@ -187,6 +188,9 @@ def new_page(browser: Browser) -> Page:
 # --------------------------------------------- the dashboards: (page, url) -> what to picture of it
 
 
+Columns = list[list[Locator]]  # what to picture, in columns from left to right
+
+
 def open_dashboard(
     page: Page, url: str, name: str, width: int, height: int = 1500, **state: str
 ) -> None:
@@ -276,6 +280,23 @@ def graph(page: Page, url: str) -> Locator:
     return scene.locator("#root")
 
 
+def graph_in_columns(page: Page, url: str) -> Columns:
+    """The graph, from the input up to the second pooling, and from there to the output.
+
+    It is far higher than wide; what is left out is the empty half of the box of Net.
+    """
+    nodes = graph(page, url).locator("g.node:not([data-name=Net])").all()
+    heights = {node.get_attribute("data-name"): node.bounding_box()["y"] for node in nodes}
+    (middle,) = (y for name, y in heights.items() if "pool (2)" in name)
+    columns = (
+        [n for n in heights if heights[n] >= middle],
+        [n for n in heights if heights[n] <= middle],
+    )
+    return [
+        [page.locator(", ".join(f'g.node[data-name="{n}"]' for n in names))] for names in columns
+    ]
+
+
 def histograms(page: Page, url: str) -> Locator:
     """How the weights and gradients of three layers are spread at each report."""
     return layer_cards(page, url, "histograms", "tf-histogram-loader", "g.histogram path")
@@ -296,20 +317,29 @@ def layer_cards(page: Page, url: str, dashboard: str, kind: str, shape: str) -> 
 
 
 def text(page: Page, url: str) -> Locator:
-    """The table of settings and the table per class, each in its whole length."""
-    open_dashboard(page, url, "text", 1200, 2000)
+    """The tables: each class, the settings, where the time goes; each in its whole length."""
+    open_dashboard(page, url, "text", 940, 3000)
+    page.locator(
+        "button.heading", has_text="where the time goes"
+    ).click()  # it is the third: folded
     cards = page.locator("tf-text-loader")
-    expect(cards).to_have_count(2)
+    expect(cards).to_have_count(3)
     for card in cards.all():
         card.locator("td").first.wait_for()
         card.locator("#steps-container").evaluate("box => box.style.maxHeight = 'none'")
     return cards
 
 
+def text_in_columns(page: Page, url: str) -> Columns:
+    """The settings at the left, the other two tables at the right."""
+    classes, settings, times = text(page, url).all()
+    return [[settings], [classes, times]]
+
+
 def pr_curves(page: Page, url: str) -> Locator:
-    """The curves of the first four classes."""
+    """The curves of four classes: of CIFAR-10 the best, the worst, and two in between."""
     (tags,) = page.request.get(f"{url}data/plugin/pr_curves/tags").json().values()
-    classes = sorted(tags)[:4]
+    classes = sorted(tags)[1::2][:4] if len(tags) > 4 else sorted(tags)
     pattern = "|".join(map(re.escape, classes))
     open_dashboard(page, url, "pr_curves", 1420, tagFilter=f"^({pattern})$")
     cards = first_cards(page, "tf-pr-curve-card", len(classes))
@@ -317,15 +347,18 @@ def pr_curves(page: Page, url: str) -> Locator:
     return cards
 
 
-def projector(page: Page, url: str) -> Locator:
-    """The thumbnails of the points on a plane, in the colours of their classes."""
-    open_dashboard(page, url, "projector", 1500, 1000)
+def projector(page: Page, url: str, wanted: str = "ship") -> Locator:
+    """The images on a plane, as thumbnails; those of one class are marked with its name."""
+    open_dashboard(page, url, "projector", 1240, 760)
     frame = projector_frame(page)
     expect(frame.locator(".numDataPoints")).to_have_text(re.compile("[1-9]"))
     frame.locator("#colorby").click()
     frame.locator("#colorby paper-item:not([disabled])", has_text="label").click()
     frame.locator("#z-checkbox").click()  # in three dimensions the points would turn for ever
-    return frame.locator("#left-pane, #main")
+    search = frame.locator("vz-projector-inspector-panel vz-projector-input input").first
+    search.fill(wanted)
+    search.press("Enter")
+    return frame.locator("#left-pane, #main, #right-pane")
 
 
 def projector_frame(page: Page) -> FrameLocator:
@@ -347,6 +380,18 @@ def hparams(page: Page, url: str, wanted: Sequence[str] = COLUMNS) -> Locator:
     cells = page.locator("vaadin-grid-cell-content:visible")
     cells.filter(has_text="test accuracy").wait_for()
     return page.locator("tf-hparams-sessions-pane paper-tabs").or_(cells)
+
+
+def hparams_by_accuracy(page: Page, url: str) -> Columns:
+    """What the table is sorted by, and the table, the best run first."""
+    table = hparams(page, url)
+    pane = page.locator("tf-hparams-query-pane")
+    for menu, choice in (("Sort by", "test accuracy"), ("Direction", "Descending")):
+        menu = pane.locator(f"paper-dropdown-menu[label='{menu}']")
+        menu.click()
+        menu.get_by_role("option", name=choice, exact=True).click()
+    page.set_viewport_size({"width": 1000, "height": 2400})
+    return [[pane.locator(".section", has_text="Sorting").last], [table]]
 
 
 # ------------------------------------------------------------------------------------ the pictures
@@ -382,16 +427,16 @@ def writer_methods(page: Page, url: str) -> Locator:
     return page.locator("table")
 
 
-DASHBOARDS: dict[str, Callable[[Page, str], Locator]] = {
+DASHBOARDS: dict[str, Callable[[Page, str], Locator | Columns]] = {
     "result_images": lambda page, url: images(page, url, "training images"),
-    "result_graphs": graph,
+    "result_graphs": graph_in_columns,
     "result_predic_each_step": lambda page, url: images(page, url, "predictions vs. actuals"),
     "result_prcurve": pr_curves,
     "result_scalars": scalars,
     "result_histograms": histograms,
     "result_distributions": distributions,
     "result_projector": projector,
-    "result_text": text,
+    "result_text": text_in_columns,
     "result_custom_scalars": custom_scalars,
     "result_confusion_matrix": lambda page, url: images(page, url, "confusion matrix"),
     "result_mistakes": lambda page, url: images(page, url, "worst mistakes"),
@@ -409,6 +454,26 @@ def take_picture(page: Page, target: Locator) -> Image.Image:
             raise CaptureError("the page does not stand still")
         before, after = after, still(page, target)
     return Image.open(io.BytesIO(after)).convert("RGB")
+
+
+def take_columns(page: Page, columns: Columns) -> Image.Image:
+    """Picture each part by itself, and put them together."""
+    return join(
+        [join([take_picture(page, part) for part in parts], down=True) for parts in columns]
+    )
+
+
+def join(pictures: list[Image.Image], down: bool = False) -> Image.Image:
+    """Put pictures side by side, or one below the other, on white."""
+    widths, heights = zip(*(picture.size for picture in pictures), strict=True)
+    gap = (len(pictures) - 1) * GAP
+    size = (max(widths), sum(heights) + gap) if down else (sum(widths) + gap, max(heights))
+    whole = Image.new("RGB", size, "white")
+    x = y = 0
+    for picture in pictures:
+        whole.paste(picture, (x, y))
+        x, y = (0, y + picture.height + GAP) if down else (x + picture.width + GAP, 0)
+    return whole
 
 
 def still(page: Page, target: Locator) -> bytes:
@@ -473,10 +538,12 @@ def capture(run_dir: Path, out: Path) -> None:
     (out / "run.json").write_text(summary + "\n", encoding="utf-8")
     with open_browser() as browser:
 
-        def shoot(name: str, show: Callable[[Page, str], Locator], url: str = "") -> None:
+        def shoot(name: str, show: Callable, url: str = "") -> None:
             with new_page(browser) as page:
                 try:
-                    picture = take_picture(page, show(page, url))
+                    target = show(page, url)
+                    take = take_columns if isinstance(target, list) else take_picture
+                    picture = take(page, target)
                 except (PlaywrightError, AssertionError) as error:
                     first_line = str(error).partition("\n")[0]
                     raise CaptureError(f"{name} was not drawn: {first_line}") from error
@@ -490,7 +557,7 @@ def capture(run_dir: Path, out: Path) -> None:
                 for name, show in DASHBOARDS.items():
                     shoot(name, show, url)
         with start_tensorboard(run_dir.parent) as url:  # the other runs are rows of the table too
-            shoot("result_hparams", hparams, url)
+            shoot("result_hparams", hparams_by_accuracy, url)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -97,8 +97,8 @@ def make_optimizer(net: nn.Module, args: argparse.Namespace, steps_per_epoch: in
 @first_process_draws
 def show_start(run: Run, test: Evaluation) -> None:
     """Before training: how the net does by chance, training images, the net, and the settings."""
-    images, labels = run.data.train_loader.dataset.sample(16, run.args.seed)
     viz.add_test_scalars(run.writer, test.loss, test.accuracy, step=0)
+    images, labels = run.data.train_loader.dataset.sample(16, run.args.seed)
     viz.add_image_grid(run.writer, images, labels, run.data.classes)
     viz.add_net_graph(run.writer, run.net, images[:1])
     if run.args.views == "all":

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-ALL = {"images": 0, "histograms": 0, "compressedHistograms": 0, "tensors": 0}  # 0: keep every step
+ALL = {"images": 0, "histograms": 0, "distributions": 0, "tensors": 0}  # 0: keep every step
 
 
 def read_run(run_dir: str) -> EventAccumulator:

@@ -337,9 +337,9 @@ def text_in_columns(page: Page, url: str) -> Columns:
 
 
 def pr_curves(page: Page, url: str) -> Locator:
-    """The curves of four classes: of CIFAR-10 the best, the worst, and two in between."""
+    """The curves of four classes."""
     (tags,) = page.request.get(f"{url}data/plugin/pr_curves/tags").json().values()
-    classes = sorted(tags)[1::2][:4] if len(tags) > 4 else sorted(tags)
+    classes = four_of(sorted(tags))
     pattern = "|".join(map(re.escape, classes))
     open_dashboard(page, url, "pr_curves", 1420, tagFilter=f"^({pattern})$")
     cards = first_cards(page, "tf-pr-curve-card", len(classes))
@@ -347,7 +347,12 @@ def pr_curves(page: Page, url: str) -> Locator:
     return cards
 
 
-def projector(page: Page, url: str, wanted: str = "ship") -> Locator:
+def four_of(classes: list[str]) -> list[str]:
+    """Four of the classes: of CIFAR-10 the best, the worst, and two in between."""
+    return classes[1::2][:4] if len(classes) > 8 else classes[:4]
+
+
+def projector(page: Page, url: str) -> Locator:
     """The images on a plane, as thumbnails; those of one class are marked with its name."""
     open_dashboard(page, url, "projector", 1240, 760)
     frame = projector_frame(page)
@@ -355,9 +360,11 @@ def projector(page: Page, url: str, wanted: str = "ship") -> Locator:
     frame.locator("#colorby").click()
     frame.locator("#colorby paper-item:not([disabled])", has_text="label").click()
     frame.locator("#z-checkbox").click()  # in three dimensions the points would turn for ever
+    classes = frame.locator("vz-projector-legend .label").all_inner_texts()
     search = frame.locator("vz-projector-inspector-panel vz-projector-input input").first
-    search.fill(wanted)
+    search.fill("ship" if "ship" in classes else min(classes))
     search.press("Enter")
+    expect(frame.locator("#status-bar")).to_have_text(re.compile("Selected [1-9]"))
     return frame.locator("#left-pane, #main, #right-pane")
 
 
@@ -515,8 +522,8 @@ def summarize(run_dir: Path) -> dict:
             for tag in ("training loss", "test loss", "test accuracy")
         },
         "classes": {
-            name: dict(zip(heading[1:], (json.loads(n.replace(",", "")) for n in row), strict=True))
-            for name, *row in classes
+            name: dict(zip(heading[1:], map(number, cells), strict=True))
+            for name, *cells in classes
         },
     }
 
@@ -531,12 +538,17 @@ def read_table(log: EventAccumulator, tag: str) -> list[list[str]]:
     ]
 
 
+def number(text: str) -> int | float:
+    """A number of a table, such as 1,000 or 0.296."""
+    return float(text) if "." in text else int(text.replace(",", ""))
+
+
 def capture(run_dir: Path, out: Path) -> None:
     """Write all pictures of a run."""
-    animation.save_animation(animation.read_story(run_dir), out / "training.gif")
-    summary = json.dumps(summarize(run_dir), indent=2, ensure_ascii=False)
-    (out / "run.json").write_text(summary + "\n", encoding="utf-8")
     with open_browser() as browser:
+        animation.save_animation(animation.read_story(run_dir), out / "training.gif")
+        summary = json.dumps(summarize(run_dir), indent=2, ensure_ascii=False)
+        (out / "run.json").write_text(summary + "\n", encoding="utf-8")
 
         def shoot(name: str, show: Callable, url: str = "") -> None:
             with new_page(browser) as page:

@@ -1,5 +1,6 @@
 """What TensorBoard shows of a run, in Chromium: content that only this run can have put there."""
 
+import html
 import os
 import shutil
 import subprocess
@@ -10,11 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import CLASSES, TEST_IMAGES, read_events, read_scalars, run_tiny
 from PIL import Image
+from sklearn.metrics import precision_recall_fscore_support
 from torch.utils.tensorboard import SummaryWriter
 
 import viz
+from data import read_source
+from model import Net
+from support.checkpoint import load_checkpoint
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs tests/requirements.txt")
 expect = sync_api.expect
@@ -107,6 +113,16 @@ def test_the_graph_holds_every_layer(page, url):
         expect(page.locator(f'g.node[data-name^="Net/"][data-name$="[{layer}]"]')).to_be_visible()
 
 
+def test_the_picture_of_the_graph_is_cut_at_the_second_pooling(page, url):
+    """In two columns, bottom to top: what is before it, and what is after it."""
+    below, above = capture.graph_in_columns(page, url)
+    found = [[node.get_attribute("data-name") for node in part.all()] for (part,) in (below, above)]
+    paths = [{name.removeprefix("Net/") for name in names} for names in found]
+    relus = ["relu", "relu (2)", "relu (3)", "relu (4)"]
+    assert paths[0] == {"input", *LAYERS[:4], *relus[:2]}
+    assert paths[1] == {*LAYERS[3:], "flatten", *relus[2:], "output"}
+
+
 def test_scalars_have_a_point_for_each_report(page, url, run_dir):
     cards = capture.scalars(page, url)
     scalars = read_scalars(run_dir)
@@ -139,17 +155,41 @@ def test_distributions_are_of_weights_and_gradients(page, url):
 
 def test_text_shows_the_settings_and_every_class(page, url, run_dir):
     cards = capture.text(page, url)
+    classes, settings = (cards.filter(has_text=f"tag: {tag}") for tag in ("per class", "settings"))
     for name in NAMES:
-        expect(cards.first.get_by_role("cell", name=name, exact=True)).to_be_visible()
-    settings = cards.last.get_by_role("row")
-    expect(settings.filter(has_text="classes").last).to_contain_text(", ".join(NAMES))
-    expect(settings.filter(has_text="resume").last).to_contain_text(str(run_dir))
+        expect(classes.get_by_role("cell", name=name, exact=True)).to_be_visible()
+    rows = settings.get_by_role("row")
+    expect(rows.filter(has_text="classes").last).to_contain_text(", ".join(NAMES))
+    expect(rows.filter(has_text="resume").last).to_contain_text(str(run_dir))
+
+
+def test_text_shows_where_the_time_goes(page, url, run_dir):
+    (_, value), *_ = read_events(run_dir)["where the time goes/text_summary"]
+    operations = [line.split("|")[1].strip() for line in text_of(value).splitlines()[2:]]
+    (settings,), (_, times) = capture.text_in_columns(page, url)
+    expect(settings).to_contain_text("tag: settings")
+    assert operations
+    for operation in operations:
+        cell = times.get_by_role("cell", name=html.unescape(operation), exact=True)
+        expect(cell).to_be_visible()
+
+
+def text_of(value) -> str:
+    """The Markdown that was written for the TEXT tab."""
+    return value.tensor.string_val[0].decode()
 
 
 def test_pr_curves_are_drawn_for_every_class(page, url):
     cards = capture.pr_curves(page, url)
     for name in NAMES:
         expect(cards.filter(has_text=name)).to_be_visible()
+
+
+def test_pr_curves_are_pictured_of_four_classes():
+    cifar10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
+    assert capture.four_of(cifar10) == ["automobile", "cat", "dog", "horse"]
+    assert capture.four_of(cifar10[:5]) == ["airplane", "automobile", "bird", "cat"]
+    assert capture.four_of(NAMES) == NAMES
 
 
 def test_the_projector_shows_every_test_image_and_class(page, url):
@@ -159,6 +199,15 @@ def test_the_projector_shows_every_test_image_and_class(page, url):
     for name in NAMES:
         row = frame.locator("vz-projector-legend .item", has_text=name)
         expect(row).to_contain_text(str(TEST_IMAGES))
+
+
+def test_the_projector_marks_the_images_of_one_class(page, url):
+    """Those of the first one, where none is called a ship."""
+    capture.projector(page, url)
+    frame = capture.projector_frame(page)
+    expect(frame.locator("#status-bar")).to_have_text(f"Selected {TEST_IMAGES} points")
+    search = frame.locator("vz-projector-inspector-panel vz-projector-input input").first
+    expect(search).to_have_value(min(NAMES))
 
 
 def test_hparams_show_runs_with_different_settings(page, run_dir, other_run, load_fast):
@@ -172,6 +221,19 @@ def test_hparams_show_runs_with_different_settings(page, run_dir, other_run, loa
             for value in values:
                 cell = cells.get_by_text(f"{value:#.5g}", exact=True)
                 assert abs(cell.bounding_box()["y"] - row) < 10  # they stand in the same row
+
+
+def test_hparams_are_pictured_with_the_best_run_first(page, run_dir, other_run):
+    assert read_scalars(run_dir)["test accuracy"][-1][1] < 0.8125  # of the other run
+    with capture.start_tensorboard(other_run.parent) as url:
+        (sorting,), (table,) = capture.hparams_by_accuracy(page, url)
+        expect(sorting).to_be_visible()
+        expect(table.get_by_text("other", exact=True)).to_be_visible()
+        expect(table.get_by_text("test accuracy", exact=True)).to_be_visible()
+        best, other = (
+            table.get_by_text(name, exact=True).bounding_box() for name in ("other", "odd")
+        )
+        assert best["y"] < other["y"]
 
 
 # ------------------------------------------------------------------------------------ the pictures
@@ -197,6 +259,49 @@ def test_a_picture_holds_what_it_should_and_no_more(page):
     assert pixels.shape == (300 + 2 * margin, 500 + 2 * margin, 3)
     red = (pixels == (255, 0, 0)).all(axis=2)
     assert red[margin, margin] and red[-margin - 1, -margin - 1] and red.sum() == 2 * 100**2
+
+
+def test_pictures_are_put_together_in_columns(page):
+    page.set_content(
+        "<style>p { position: fixed; width: 50px; height: 50px }</style>"
+        + "".join(
+            f'<p id="{color}" style="background: {color}; left: {left}px; top: {top}px">'
+            for color, left, top in (("red", 100, 300), ("lime", 300, 100), ("blue", 300, 300))
+        )
+    )
+    columns = [[page.locator("#lime"), page.locator("#red")], [page.locator("#blue")]]
+    pixels = np.asarray(capture.take_columns(page, columns))
+    part = (50 + 2 * capture.MARGIN) * capture.SHARPNESS
+    assert pixels.shape == (2 * part + capture.GAP, 2 * part + capture.GAP, 3)
+    near, far = part // 2, part + capture.GAP + part // 2
+    assert tuple(pixels[near, near]) == (0, 255, 0)
+    assert tuple(pixels[far, near]) == (255, 0, 0)
+    assert tuple(pixels[near, far]) == (0, 0, 255)
+    assert tuple(pixels[far, far]) == (255, 255, 255)
+
+
+def test_the_summary_is_what_the_run_ended_with(run_dir):
+    """Each class beside scikit-learn, on what the run's own net says of the test images."""
+    summary = capture.summarize(run_dir)
+    scalars = read_scalars(run_dir)
+    for tag in ("training loss", "test loss", "test accuracy"):
+        assert summary[tag] == pytest.approx(scalars[tag][-1][1], abs=5e-5)
+    assert summary["settings"]["lr"] == "0.001"
+    assert summary["settings"]["classes"] == ", ".join(NAMES)
+
+    saved = load_checkpoint(run_dir)
+    _, test, _ = read_source(saved["settings"]["data"], "", [])
+    net = Net(len(NAMES))
+    net.load_state_dict(saved["net"])
+    images, labels = test.take(range(len(test)))
+    with torch.no_grad():
+        preds = net(images).argmax(dim=1)
+    precision, recall, _, counts = precision_recall_fscore_support(labels, preds, zero_division=0)
+    assert list(summary["classes"]) == NAMES
+    for index, found in enumerate(summary["classes"].values()):
+        assert found["images"] == counts[index] == TEST_IMAGES
+        assert found["precision"] == round(precision[index], 3)
+        assert found["recall"] == round(recall[index], 3)
 
 
 def test_pictures_are_saved_small_or_not_at_all(tmp_path):

@@ -231,9 +231,9 @@ def scalars(page: Page, url: str) -> Locator:
     return cards
 
 
-def custom_scalars(page: Page, url: str) -> Locator:
+def custom_scalars(page: Page, url: str, **state: str) -> Locator:
     """Both charts of the layout, each with its legend."""
-    open_dashboard(page, url, "custom_scalars", 1060, 1000, _smoothingWeight="0")
+    open_dashboard(page, url, "custom_scalars", 1060, 1000, _smoothingWeight="0", **state)
     cards = page.locator("tf-custom-scalar-multi-line-chart-card")
     expect(cards).to_have_count(2)
     show_outliers(page)

@@ -1,0 +1,158 @@
+"""Make the pictures of docs/sick-runs.md from the runs of that page, in a real browser.
+
+    python screenshots/sick.py RUNS_FOLDER
+
+The folder holds the runs that the commands of the page make; it may hold others, too. One function
+for each dashboard gives the parts of it that are worth a picture, to be put side by side; the
+browser tests use the same functions.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import capture
+from capture import CaptureError
+from PIL import Image
+from playwright.sync_api import Error as PlaywrightError
+from playwright.sync_api import Locator, Page, expect
+
+TABLE_COLUMNS = ["batch size", "lr", "schedule", "train images", "wrong labels"]
+TABLE_COLUMNS += ["test loss", "test accuracy"]
+AXES = ["batch size", "lr", "train images", "test accuracy"]
+LOGARITHMIC_AXES = ["lr", "train images"]
+
+
+def only(runs: str) -> dict[str, str]:
+    """What the address of a dashboard says to show these runs ("a|b|c") alone."""
+    return {"regexInput": f"^({runs})$"}
+
+
+def charts(page: Page, url: str, tags: str, runs: str, log: bool = False) -> list[Locator]:
+    """SCALARS: the names of the runs in their colours, and a chart for each tag ("a|b").
+
+    `log` gives the loss a logarithmic axis.
+    """
+    capture.open_dashboard(
+        page, url, "scalars", 1460, tagFilter=f"^({tags})$", _smoothingWeight="0", **only(runs)
+    )
+    cards = capture.first_cards(page, "tf-scalar-card", 1 + tags.count("|"))
+    capture.show_outliers(page)
+    for card in cards.all():
+        expect(card.locator("path.line[d*=L]")).to_have_count(1 + runs.count("|"))
+        if log:
+            card.locator("[title='Toggle y-axis log scale']").click()
+    page.locator("tf-runs-selector paper-button").evaluate("button => button.remove()")
+    return [page.locator(".name-row").locator(".checkbox, span"), cards]
+
+
+def both_losses(page: Page, url: str, run: str) -> list[Locator]:
+    """CUSTOM SCALARS: training and test loss of one run on one chart."""
+    charts = capture.custom_scalars(page, url, **only(run))
+    return [charts.locator("tf-custom-scalar-multi-line-chart-card").first]
+
+
+def histograms(page: Page, url: str, tag: str, runs: str) -> list[Locator]:
+    """HISTOGRAMS: the same tag of each run."""
+    capture.open_dashboard(page, url, "histograms", 1460, tagFilter=f"^{tag}$", **only(runs))
+    cards = capture.first_cards(page, "tf-histogram-loader", 1 + runs.count("|"))
+    capture.wait_for_shapes(cards, "g.histogram path")
+    return [cards]
+
+
+def images(page: Page, url: str, tag: str, runs: str) -> list[Locator]:
+    """IMAGES: the last image of a tag of each run."""
+    return [capture.images(page, url, tag, 1 + runs.count("|"), **only(runs))]
+
+
+def table(page: Page, url: str) -> list[Locator]:
+    """HPARAMS: a row for each run."""
+    return [capture.hparams(page, url, TABLE_COLUMNS)]
+
+
+def parallel_coordinates(page: Page, url: str) -> list[Locator]:
+    """HPARAMS: a line for each run, through its settings to its test accuracy."""
+    capture.hparams(page, url, AXES)
+    page.set_viewport_size({"width": 1700, "height": 1200})
+    page.get_by_text("Parallel Coordinates View").click()
+    view = page.locator("tf-hparams-parallel-coords-view")
+    for axis in LOGARITHMIC_AXES:
+        view.locator(f"[id='logScaleButton_{axis}']").click()
+    plot = view.locator("#svg")
+    expect(plot.locator(".foreground path").first).to_have_attribute("d", re.compile("M.*L"))
+    return [plot]
+
+
+FLAT = "healthy|dead|too-low"
+PICTURES: dict[str, Callable[[Page, str], list[Locator]]] = {
+    "flat_loss": lambda page, url: charts(page, url, "training loss|test accuracy", FLAT),
+    "flat_gradients": lambda page, url: histograms(page, url, "gradients/conv1.weight", FLAT),
+    "dead_confusion": lambda page, url: images(page, url, "confusion matrix", "healthy|dead"),
+    "exploding_loss": lambda page, url: charts(page, url, "training loss", "exploding", log=True),
+    "restless_loss": lambda page, url: charts(
+        page, url, "training loss|test accuracy", "healthy|restless|restless-cured"
+    ),
+    "big_batch_loss": lambda page, url: charts(
+        page, url, "training loss|test accuracy", "big-batch|big-batch-cured"
+    ),
+    "overfit_loss": lambda page, url: charts(
+        page, url, "training loss|test loss", "overfit|overfit-cured"
+    ),
+    "wrong_labels_images": lambda page, url: images(page, url, "training images", "wrong-labels"),
+    "wrong_labels_mistakes": lambda page, url: images(page, url, "worst mistakes", "wrong-labels"),
+    "augmented_loss": lambda page, url: both_losses(page, url, "augmented"),
+    "hparams_table": table,
+    "hparams_parallel": parallel_coordinates,
+}
+
+
+def side_by_side(parts: list[Image.Image]) -> Image.Image:
+    """Join pictures from left to right, on white."""
+    size = sum(part.width for part in parts), max(part.height for part in parts)
+    whole = Image.new("RGB", size, "white")
+    left = 0
+    for part in parts:
+        whole.paste(part, (left, 0))
+        left += part.width
+    return whole
+
+
+def draw(runs: Path, out: Path, names: Sequence[str]) -> None:
+    """Write pictures of the runs; raises CaptureError if one is not drawn."""
+    if not any(runs.glob("*/events.out.tfevents.*")):
+        raise CaptureError(f"{str(runs)!r} holds no runs: make those of docs/sick-runs.md first")
+    out.mkdir(parents=True, exist_ok=True)
+    with capture.open_browser() as browser, capture.start_tensorboard(runs) as url:
+        for name in names:
+            with capture.new_page(browser) as page:
+                try:
+                    parts = PICTURES[name](page, url)
+                    shots = [capture.take_picture(page, part) for part in parts]
+                except (PlaywrightError, AssertionError) as error:
+                    first_line = str(error).partition("\n")[0]
+                    raise CaptureError(f"{name} was not drawn: {first_line}") from error
+            capture.save_picture(side_by_side(shots), out / f"{name}.png")
+            print(out / f"{name}.png", flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Make the pictures of docs/sick-runs.md.")
+    parser.add_argument("runs", type=Path, metavar="RUNS_FOLDER", help="where the runs are")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "sick", help="where to write"
+    )
+    parser.add_argument("--only", choices=PICTURES, help="make this picture alone")
+    args = parser.parse_args(argv)
+    try:
+        draw(args.runs, args.out, [args.only] if args.only else list(PICTURES))
+    except CaptureError as error:
+        print(f"sick.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

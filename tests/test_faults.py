@@ -65,6 +65,7 @@ last checkpoint stays whole, and `--resume` goes on from it.
 | any words | a run, or one line and 2 | `test_faults.test_any_command_line_gives_a_run_or_one_line` |
 | values that cannot work | the line names the value | `test_train.test_bad_input_gets_one_line_and_status_2` |
 | CUDA where there is none | the line says what there is | `test_train.test_cuda_where_there_is_none_says_what_there_is` |
+| a device without memory, or without an operation | the line names `--device cpu` | `test_device.test_an_error_of_a_device_becomes_one_line_that_names_the_cpu`, `test_device.test_a_device_that_does_not_work_is_named_with_the_cure` |
 | **the download** | | |
 | a mirror answers 404, 500, 503, a page, wrong bytes, half of it ... | named; the next is asked | `test_download.test_a_mirror_that_fails_is_named`, `test_download.test_the_next_mirror_helps` |
 | a mirror redirects, or ignores Range | it works | `test_download.test_a_mirror_that_works` |

@@ -536,6 +536,16 @@ def test_precision_and_recall_follow_from_the_counts_on_the_page(page):
         assert shown[name] == f"{share:.{digits}f}", name
 
 
+def test_the_pictures_are_of_a_run_with_the_figures_of_the_page(page):
+    """capture.py writes down what the run says whose pictures it takes."""
+    run = json.loads((ROOT / "screenshots" / "run.json").read_text(encoding="utf-8"))
+    shown = {path: text for text, _, path in page.figures}
+    accuracy = shown["medians.ours.test_accuracy"]
+    assert f"{100 * run['test accuracy']:.1f}" == accuracy
+    for name in ("precision", "recall"):
+        assert f"{run['classes']['cat'][name]:.3f}" == shown[f"classes.cat.{name}"]
+
+
 def test_counts_stand_behind_their_names(page):
     found = re.findall(r"([TF][PN]) = [\d,]+<!-- figure: classes\.(\w+)\.(\w+) -->", page.prose)
     assert sorted(name for name, _, _ in found) == ["FN", "FP", "TN", "TP"]

@@ -85,6 +85,7 @@ def parallel_coordinates(page: Page, url: str) -> list[Locator]:
     return [plot]
 
 
+PAGE_WIDTH = 830  # pixels that GitHub's pages have for a picture
 FLAT = "healthy|dead|too-low"
 PICTURES: dict[str, Callable[[Page, str], list[Locator]]] = {
     "flat_loss": lambda page, url: charts(page, url, "training loss|test accuracy", FLAT),
@@ -119,6 +120,16 @@ def side_by_side(parts: list[Image.Image]) -> Image.Image:
     return whole
 
 
+def in_page_size(picture: Image.Image) -> Image.Image:
+    """Shrink a picture that is narrower than others by as much as a page shrinks those."""
+    if picture.width >= capture.WIDTH:
+        return picture
+    return picture.resize(
+        [round(side * PAGE_WIDTH / capture.WIDTH) for side in picture.size],
+        Image.Resampling.LANCZOS,
+    )
+
+
 def draw(runs: Path, out: Path, names: Sequence[str]) -> None:
     """Write pictures of the runs; raises CaptureError if one is not drawn."""
     if not any(runs.glob("*/events.out.tfevents.*")):
@@ -133,7 +144,7 @@ def draw(runs: Path, out: Path, names: Sequence[str]) -> None:
                 except (PlaywrightError, AssertionError) as error:
                     first_line = str(error).partition("\n")[0]
                     raise CaptureError(f"{name} was not drawn: {first_line}") from error
-            capture.save_picture(side_by_side(shots), out / f"{name}.png")
+            capture.save_picture(in_page_size(side_by_side(shots)), out / f"{name}.png")
             print(out / f"{name}.png", flush=True)
 
 

@@ -38,7 +38,6 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "screenshots")]
 import sick_runs  # noqa: E402
 
 ENGLISH, CHINESE = "docs/sick-runs.md", "docs/sick-runs.zh-CN.md"
-SLOWEST_S, PAGE_S = 60, 8 * 60  # what the page promises of one command, and of all of them
 QUANTITIES = {  # that do not come from the runs, and what they are
     ("10", "%"): "the accuracy and the precision by chance, with ten classes",
     (
@@ -122,14 +121,12 @@ def test_quantities_follow_from_the_commands():
     assert 1 - args.wrong_labels == 0.6
 
 
-def test_all_was_measured_on_both_kinds_of_images_in_the_time_that_the_page_gives(results):
+def test_all_was_measured_on_both_kinds_of_images(results):
     assert results["seeds"] >= 3
     for kind in ("photographs", "shapes"):
-        assert results[kind]["page_s"] <= PAGE_S
         for name in sick_runs.RUNS:
             by_seed = results[kind][name]
             assert sum(key.isdigit() for key in by_seed) == results["seeds"]
-            assert by_seed["0"]["run_s"] <= SLOWEST_S, name
 
 
 def test_every_sign_was_seen_more_often_than_not(results):

@@ -43,7 +43,7 @@ def make_run_dir(log_dir: str, run_name: str | None, suffix: str) -> Path:
 def check_log_dir(log_dir: str) -> None:
     """Raise InputError, before any work, if no folder can be made in `log_dir`."""
     path = Path(log_dir).absolute()
-    while not os.path.lexists(path):  # unlike Path.exists, it never raises
+    while not os.path.lexists(path) and path != path.parent:  # a drive of Windows is its own parent
         path = path.parent
     if not os.path.isdir(path) or not os.access(path, os.W_OK):
         raise InputError(f"--log-dir {log_dir!r}: {str(path)!r} is not a writable folder")

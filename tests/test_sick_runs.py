@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from collections import Counter
 from io import BytesIO
@@ -262,6 +263,14 @@ def test_signs_and_failures_are_counted_over_the_seeds(monkeypatch, tmp_path):
     assert results["healthy"]["failed"] == results["overfit"]["failed"] == 2
     assert results["overfit"]["2"]["test_loss"] == 3.0
     assert (results["page_s"], results["total_s"]) == (4.0, 16.0)
+
+
+@pytest.mark.parametrize("status", [2, -15])
+def test_a_run_that_is_refused_or_killed_ends_the_measurement(monkeypatch, tmp_path, status):
+    done = subprocess.CompletedProcess([], status, "", "why\n")
+    monkeypatch.setattr(sick_runs.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(SystemExit, match=f"dead: ended with status {status}: why"):
+        sick_runs.run("dead", "shapes", 0, tmp_path)
 
 
 def test_a_figure_is_filled_in_with_as_many_digits_as_before():

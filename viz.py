@@ -71,15 +71,16 @@ def add_training_scalars(
     The gradient norm is that of the last batch, still in the parameters' `.grad`.
     """
     grads = [p.grad for p in net.parameters() if p.grad is not None]
-    writer.add_scalar("learning rate", lr, step)
-    writer.add_scalar("images per second", images_per_second, step)
-    writer.add_scalar("gradient norm", nn.utils.get_total_norm(grads).item(), step)
+    norm = nn.utils.get_total_norm(grads).item()
+    writer.add_scalar("training progress/learning rate", lr, step)
+    writer.add_scalar("training progress/images per second", images_per_second, step)
+    writer.add_scalar("training progress/gradient norm", norm, step)
 
 
 def add_test_scalars(writer: SummaryWriter, loss: float, accuracy: float, step: int) -> None:
     """SCALARS: mean loss and accuracy (0 to 1) over the test images."""
-    writer.add_scalar("test loss", loss, step)
-    writer.add_scalar("test accuracy", accuracy, step)
+    writer.add_scalar("test/loss", loss, step)
+    writer.add_scalar("test/accuracy", accuracy, step)
 
 
 def add_layout(writer: SummaryWriter) -> None:
@@ -91,8 +92,8 @@ def add_layout(writer: SummaryWriter) -> None:
     writer.add_custom_scalars(
         {
             "training": {
-                "training and test loss": ["Multiline", ["^training loss$", "^test loss$"]],
-                "learning rate": ["Multiline", ["^learning rate$"]],
+                "training and test loss": ["Multiline", ["^training loss$", "^test/loss$"]],
+                "learning rate": ["Multiline", ["^training progress/learning rate$"]],
             }
         }
     )
@@ -112,7 +113,8 @@ def add_image_grid(
 ) -> None:
     """IMAGES: training images (B, 1 or 3, H, W) with the names of their labels (B,)."""
     titles = [shorten(classes[label]) for label in labels.tolist()]
-    add_figure(writer, "training images", plot_images(images, titles, None, mean, std), step)
+    figure = plot_images(images, titles, None, mean, std, size=10)
+    add_figure(writer, "training images", figure, step)
 
 
 def images_to_probs(net: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -202,7 +204,7 @@ def add_mistakes(
     titles = prediction_titles(preds, highest, labels, classes)
     figure = plot_images(images, titles, [WRONG] * len(titles), mean, std)
     write_text(figure, GAP, GAP / 2, "surest mistakes first", va="top", ha="left", size=8)
-    add_figure(writer, "worst mistakes", figure, step)
+    add_figure(writer, "test/worst mistakes", figure, step)
 
 
 def count_confusions(preds: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -245,7 +247,7 @@ def add_confusion_matrix(
         color = "white" if shares[true, pred] > 0.6 else "black"
         number = str(counts[true, pred].item())
         write_text(fig, middles[pred], middles[true], number, va="center", color=color, size=8)
-    add_figure(writer, "confusion matrix", fig, step)
+    add_figure(writer, "test/confusion matrix", fig, step)
 
 
 def add_filters(writer: SummaryWriter, conv: nn.Conv2d, step: int) -> None:
@@ -258,7 +260,7 @@ def add_filters(writer: SummaryWriter, conv: nn.Conv2d, step: int) -> None:
         filters = filters.flatten(0, 1)[:, None]
     tiles = fit(filters[:MAX_TILES], 80)
     grid = make_grid(tiles, nrow=8, normalize=True, scale_each=True, padding=8, pad_value=1.0)
-    writer.add_image("filters", grid, step)
+    writer.add_image("what the net sees/filters", grid, step)
 
 
 def add_feature_maps(
@@ -285,7 +287,7 @@ def add_feature_maps(
     seen = F.interpolate(seen, size=tiles.shape[2:], mode="area")
     tiles = torch.cat([seen, tiles.expand(-1, 3, -1, -1)])
     grid = make_grid(tiles, nrow=COLUMNS, padding=8, pad_value=1.0)
-    writer.add_image("feature maps", grid, step)
+    writer.add_image("what the net sees/feature maps", grid, step)
 
 
 # --------------------------------------------------------------------------------------- GRAPHS
@@ -412,7 +414,8 @@ def add_histogram(writer: SummaryWriter, tag: str, values: torch.Tensor, step: i
         return
     low, high = values.min().item(), values.max().item()
     if low == high:
-        low, high = low - 0.5, high + 0.5  # a bin needs a width
+        width = abs(low) / 1000 or 1e-6  # a bin needs one, but a narrow one: these are all alike
+        low, high = low - width, high + width
     writer.add_histogram_raw(
         tag,
         min=low,
@@ -588,15 +591,19 @@ def plot_images(
     colors: Sequence[str] | None = None,
     mean: Channels = 0.5,
     std: Channels = 0.5,
+    size: int = 8,
 ) -> Figure:
-    """Draw images (B, 1 or 3, H, W) in rows of up to eight, each below its title; 64 at most."""
+    """Draw images (B, 1 or 3, H, W) in rows of up to eight, 64 at most.
+
+    Each stands below its title, in letters of `size` points.
+    """
     fig = matplotlib_imshow(images, mean, std)
     for index, title in enumerate(titles[:MAX_TILES]):
         row, column = divmod(index, COLUMNS)
         x = (column + 0.5) * (TILE + 2 * GAP)
         y = row * (TITLE + TILE + GAP) + TITLE - GAP
         color = colors[index] if colors else "black"
-        write_text(fig, x, y, title, color=color, size=8)
+        write_text(fig, x, y, title, color=color, size=size)
     return fig
 
 

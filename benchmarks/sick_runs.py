@@ -87,7 +87,12 @@ def figures(run_dir: Path) -> dict[str, float]:
     events = read_events(run_dir)
     scalars = {
         tag: [(step, value.simple_value) for step, value in events.get(tag, [])]
-        for tag in ("training loss", "test loss", "test accuracy", "gradient norm")
+        for tag in (
+            "training loss",
+            "test/loss",
+            "test/accuracy",
+            "training progress/gradient norm",
+        )
     }
     training = [loss for _, loss in scalars["training loss"]]
     found = {
@@ -95,10 +100,10 @@ def figures(run_dir: Path) -> dict[str, float]:
         "training_loss": training[-1],
         "highest_training_loss": max(training),
         "loss_digits": len(str(int(max(training)))),
-        "gradient_norm": scalars["gradient norm"][-1][1],
+        "gradient_norm": scalars["training progress/gradient norm"][-1][1],
         "conv1_gradient": events["gradients/conv1.weight"][-1][1].histo.sum_squares ** 0.5,
     }
-    tests = [(step, loss) for step, loss in scalars["test loss"] if step > 0]
+    tests = [(step, loss) for step, loss in scalars["test/loss"] if step > 0]
     if tests:  # a run that fails in its first epoch is never tested
         first_epoch = tests[0][0]
         found |= {
@@ -106,7 +111,7 @@ def figures(run_dir: Path) -> dict[str, float]:
             "test_loss": tests[-1][1],
             "lowest_test_loss": min(loss for _, loss in tests),
             "lowest_test_loss_epoch": 1 + min(range(len(tests)), key=lambda i: tests[i][1]),
-            "test_accuracy": scalars["test accuracy"][-1][1],
+            "test_accuracy": scalars["test/accuracy"][-1][1],
             "classes_found": classes_found(events["per class/text_summary"][-1][1]),
         }
     return found

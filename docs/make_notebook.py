@@ -99,7 +99,7 @@ run = views.read_run("runs/first")"""
 PICTURES = {  # of the README: what draws it in the notebook
     "images": 'views.show_image(run, "training images")',
     "graphs": "views.show_graph(run)",
-    "scalars": 'views.show_scalars(run, ["training loss"], ["test loss"], ["test accuracy"])',
+    "scalars": 'views.show_scalars(run, ["training loss"], ["test/loss"], ["test/accuracy"])',
     "predic_each_step": """\
 views.show_image(run, "predictions vs. actuals", report=0)  # the first
 views.show_image(run, "predictions vs. actuals")  # the last""",
@@ -112,12 +112,12 @@ views.show_histograms(run, tags)""",
     "hparams": 'views.show_hparams("runs")',
     "text": 'views.show_text(run, "settings")',
     "custom_scalars": """\
-views.show_scalars(run, ["training loss", "test loss"], ["learning rate"])""",
-    "confusion_matrix": 'views.show_image(run, "confusion matrix")',
-    "mistakes": 'views.show_image(run, "worst mistakes")',
+views.show_scalars(run, ["training loss", "test/loss"], ["training progress/learning rate"])""",
+    "confusion_matrix": 'views.show_image(run, "test/confusion matrix")',
+    "mistakes": 'views.show_image(run, "test/worst mistakes")',
     "filters": """\
-views.show_image(run, "filters")
-views.show_image(run, "feature maps")""",
+views.show_image(run, "what the net sees/filters")
+views.show_image(run, "what the net sees/feature maps")""",
 }
 TIME_CODE = 'views.show_text(run, "where the time goes")'
 

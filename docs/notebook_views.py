@@ -146,7 +146,7 @@ def show_hparams(log_dir: str) -> None:
         for name, value in sorted(settings.items()):
             setting = getattr(value, value.WhichOneof("kind"))
             row[name] = f"{setting:g}" if isinstance(setting, float) else setting
-        for tag in ("test accuracy", "test loss"):
+        for tag in ("test/accuracy", "test/loss"):
             row[tag] = f"{run.Scalars(tag)[-1].value:.3f}"
         rows.append(row)
     names = list(dict.fromkeys(name for row in rows for name in row))

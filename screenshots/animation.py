@@ -38,7 +38,7 @@ def read_story(run_dir: Path) -> Story:
         (event.step, Image.open(io.BytesIO(event.encoded_image_string)).convert("RGB"))
         for event in log.Images("predictions vs. actuals")
     ]
-    tags = ("training loss", "test loss", "test accuracy")
+    tags = ("training loss", "test/loss", "test/accuracy")
     return Story(pictures, *([(e.step, e.value) for e in log.Scalars(tag)] for tag in tags))
 
 

@@ -45,7 +45,7 @@ MARGIN = 8  # of the page's pixels around what is pictured
 GAP = 24  # pixels between pictures that are put together
 TIMEOUT = 60  # seconds, for whatever has to appear
 LAST_TAG = "per class/text_summary"  # what a run shows last: once it is there, everything is
-COLUMNS = ("lr", "test accuracy", "test loss")  # of HPARAMS
+COLUMNS = ("lr", "test/accuracy", "test/loss")  # of HPARAMS
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 # Each add_... method of SummaryWriter: the dashboard it fills, and what it is for.
@@ -223,7 +223,7 @@ def show_outliers(page: Page) -> None:
 
 def scalars(page: Page, url: str) -> Locator:
     """Training loss, test loss and test accuracy."""
-    tags = "training loss|test loss|test accuracy"
+    tags = "training loss|test/loss|test/accuracy"
     open_dashboard(page, url, "scalars", 1460, tagFilter=tags, _smoothingWeight="0")
     cards = first_cards(page, "tf-scalar-card", 3)
     show_outliers(page)
@@ -385,7 +385,7 @@ def hparams(page: Page, url: str, wanted: Sequence[str] = COLUMNS) -> Locator:
         list(wanted),
     )
     cells = page.locator("vaadin-grid-cell-content:visible")
-    cells.filter(has_text="test accuracy").wait_for()
+    cells.filter(has_text="test/accuracy").wait_for()
     return page.locator("tf-hparams-sessions-pane paper-tabs").or_(cells)
 
 
@@ -393,7 +393,7 @@ def hparams_by_accuracy(page: Page, url: str) -> Columns:
     """What the table is sorted by, and the table, the best run first."""
     table = hparams(page, url)
     pane = page.locator("tf-hparams-query-pane")
-    for menu, choice in (("Sort by", "test accuracy"), ("Direction", "Descending")):
+    for menu, choice in (("Sort by", "test/accuracy"), ("Direction", "Descending")):
         menu = pane.locator(f"paper-dropdown-menu[label='{menu}']")
         menu.click()
         with page.expect_response(re.compile("session_groups")):  # the table, sorted anew
@@ -446,9 +446,11 @@ DASHBOARDS: dict[str, Callable[[Page, str], Locator | Columns]] = {
     "result_projector": projector,
     "result_text": text_in_columns,
     "result_custom_scalars": custom_scalars,
-    "result_confusion_matrix": lambda page, url: images(page, url, "confusion matrix"),
-    "result_mistakes": lambda page, url: images(page, url, "worst mistakes"),
-    "result_filters": lambda page, url: images(page, url, "filters|feature maps", count=2),
+    "result_confusion_matrix": lambda page, url: images(page, url, "test/confusion matrix"),
+    "result_mistakes": lambda page, url: images(page, url, "test/worst mistakes"),
+    "result_filters": lambda page, url: images(
+        page, url, "what the net sees/(filters|feature maps)", count=2
+    ),
 }
 
 
@@ -512,7 +514,7 @@ def summarize(run_dir: Path) -> dict:
     Written beside the pictures, so that a page with figures and these pictures can be checked.
     """
     log = EventAccumulator(str(run_dir)).Reload()
-    tests = log.Scalars("test accuracy")
+    tests = log.Scalars("test/accuracy")
     heading, *classes = read_table(log, "per class")
     return {
         "run": run_dir.name,
@@ -520,7 +522,7 @@ def summarize(run_dir: Path) -> dict:
         "settings": dict(read_table(log, "settings")[1:]),
         **{
             tag: round(log.Scalars(tag)[-1].value, 4)
-            for tag in ("training loss", "test loss", "test accuracy")
+            for tag in ("training loss", "test/loss", "test/accuracy")
         },
         "classes": {
             name: dict(zip(heading[1:], map(number, cells), strict=True))

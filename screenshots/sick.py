@@ -8,9 +8,13 @@ browser tests use the same functions.
 """
 
 import argparse
+import contextlib
 import re
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import capture
@@ -20,9 +24,10 @@ from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import Locator, Page, expect
 
 TABLE_COLUMNS = ["batch size", "lr", "schedule", "train images", "wrong labels"]
-TABLE_COLUMNS += ["test loss", "test accuracy"]
-AXES = ["batch size", "lr", "train images", "test accuracy"]
+TABLE_COLUMNS += ["test/loss", "test/accuracy"]
+AXES = ["batch size", "lr", "train images", "test/accuracy"]
 LOGARITHMIC_AXES = ["lr", "train images"]
+ALL = "*"  # runs
 
 
 def only(runs: str) -> dict[str, str]:
@@ -30,7 +35,7 @@ def only(runs: str) -> dict[str, str]:
     return {"regexInput": f"^({runs})$"}
 
 
-def charts(page: Page, url: str, tags: str, runs: str, log: bool = False) -> list[Locator]:
+def charts(page: Page, url: str, runs: str, tags: str, log: bool = False) -> list[Locator]:
     """SCALARS: the names of the runs in their colours, and a chart for each tag ("a|b").
 
     `log` gives the loss a logarithmic axis.
@@ -54,7 +59,7 @@ def both_losses(page: Page, url: str, run: str) -> list[Locator]:
     return [charts.locator("tf-custom-scalar-multi-line-chart-card").first]
 
 
-def histograms(page: Page, url: str, tag: str, runs: str) -> list[Locator]:
+def histograms(page: Page, url: str, runs: str, tag: str) -> list[Locator]:
     """HISTOGRAMS: the same tag of each run."""
     capture.open_dashboard(page, url, "histograms", 1460, tagFilter=f"^{tag}$", **only(runs))
     cards = capture.first_cards(page, "tf-histogram-loader", 1 + runs.count("|"))
@@ -62,17 +67,17 @@ def histograms(page: Page, url: str, tag: str, runs: str) -> list[Locator]:
     return [cards]
 
 
-def images(page: Page, url: str, tag: str, runs: str) -> list[Locator]:
+def images(page: Page, url: str, runs: str, tag: str) -> list[Locator]:
     """IMAGES: the last image of a tag of each run."""
     return [capture.images(page, url, tag, 1 + runs.count("|"), **only(runs))]
 
 
-def table(page: Page, url: str) -> list[Locator]:
+def table(page: Page, url: str, _runs: str = ALL) -> list[Locator]:
     """HPARAMS: a row for each run."""
     return [capture.hparams(page, url, TABLE_COLUMNS)]
 
 
-def parallel_coordinates(page: Page, url: str) -> list[Locator]:
+def parallel_coordinates(page: Page, url: str, _runs: str = ALL) -> list[Locator]:
     """HPARAMS: a line for each run, through its settings to its test accuracy."""
     capture.hparams(page, url, AXES)
     page.set_viewport_size({"width": 1700, "height": 1200})
@@ -87,26 +92,26 @@ def parallel_coordinates(page: Page, url: str) -> list[Locator]:
 
 PAGE_WIDTH = 830  # pixels that GitHub's pages have for a picture
 FLAT = "healthy|dead|too-low"
-PICTURES: dict[str, Callable[[Page, str], list[Locator]]] = {
-    "flat_loss": lambda page, url: charts(page, url, "training loss|test accuracy", FLAT),
-    "flat_gradients": lambda page, url: histograms(page, url, "gradients/conv1.weight", FLAT),
-    "dead_confusion": lambda page, url: images(page, url, "confusion matrix", "healthy|dead"),
-    "exploding_loss": lambda page, url: charts(page, url, "training loss", "exploding", log=True),
-    "restless_loss": lambda page, url: charts(
-        page, url, "training loss|test accuracy", "healthy|restless|restless-cured"
+PICTURES: dict[str, tuple[str, Callable[[Page, str, str], list[Locator]]]] = {
+    "flat_loss": (FLAT, partial(charts, tags="training loss|test/accuracy")),
+    "flat_gradients": (FLAT, partial(histograms, tag="gradients/conv1.weight")),
+    "dead_confusion": ("healthy|dead", partial(images, tag="test/confusion matrix")),
+    "exploding_loss": ("exploding", partial(charts, tags="training loss", log=True)),
+    "restless_loss": (
+        "healthy|restless|restless-cured",
+        partial(charts, tags="training loss|test/accuracy"),
     ),
-    "big_batch_loss": lambda page, url: charts(
-        page, url, "training loss|test accuracy", "big-batch|big-batch-cured"
+    "big_batch_loss": (
+        "big-batch|big-batch-cured",
+        partial(charts, tags="training loss|test/accuracy"),
     ),
-    "overfit_loss": lambda page, url: charts(
-        page, url, "training loss|test loss", "overfit|overfit-cured"
-    ),
-    "wrong_labels_images": lambda page, url: images(page, url, "training images", "wrong-labels"),
-    "wrong_labels_mistakes": lambda page, url: images(page, url, "worst mistakes", "wrong-labels"),
-    "augmented_loss": lambda page, url: both_losses(page, url, "augmented"),
-    "hparams_table": table,
-    "hparams_parallel": parallel_coordinates,
-}
+    "overfit_loss": ("overfit|overfit-cured", partial(charts, tags="training loss|test/loss")),
+    "wrong_labels_images": ("wrong-labels", partial(images, tag="training images")),
+    "wrong_labels_mistakes": ("wrong-labels", partial(images, tag="test/worst mistakes")),
+    "augmented_loss": ("augmented", both_losses),
+    "hparams_table": (ALL, table),
+    "hparams_parallel": (ALL, parallel_coordinates),
+}  # name: the runs that it is about ("a|b"), and what to show of them
 
 
 def side_by_side(parts: list[Image.Image]) -> Image.Image:
@@ -130,17 +135,41 @@ def in_page_size(picture: Image.Image) -> Image.Image:
     )
 
 
-def draw(runs: Path, out: Path, names: Sequence[str]) -> None:
-    """Write pictures of the runs; raises CaptureError if one is not drawn."""
-    if not any(runs.glob("*/events.out.tfevents.*")):
-        raise CaptureError(f"{str(runs)!r} holds no runs: make those of docs/sick-runs.md first")
+@contextlib.contextmanager
+def folder_of(runs: str, log_dir: Path) -> Iterator[Path]:
+    """A folder with these runs alone, or the folder itself for all of them.
+
+    TensorBoard has seven colours and deals them out in the order of the runs: among many, the one
+    that a picture is about may get a pale grey.
+    """
+    if runs == ALL:
+        yield log_dir
+        return
+    with tempfile.TemporaryDirectory() as alone:
+        for name in runs.split("|"):
+            shutil.copytree(log_dir / name, Path(alone, name))
+        yield Path(alone)
+
+
+def draw(log_dir: Path, out: Path, names: Sequence[str]) -> None:
+    """Write pictures of the runs in a folder; raises CaptureError if one is not drawn."""
+    needed = {run for name in names for run in PICTURES[name][0].split("|")}
+    if not all(any(log_dir.glob(f"{run}/events.out.tfevents.*")) for run in needed):
+        raise CaptureError(
+            f"{str(log_dir)!r} lacks runs of {', '.join(sorted(needed))}: make them first, "
+            "as in docs/sick-runs.md"
+        )
     out.mkdir(parents=True, exist_ok=True)
-    with capture.open_browser() as browser, capture.start_tensorboard(runs) as url:
+    with capture.open_browser() as browser:
         for name in names:
-            with capture.new_page(browser) as page:
+            runs, show = PICTURES[name]
+            with (
+                folder_of(runs, log_dir) as folder,
+                capture.start_tensorboard(folder) as url,
+                capture.new_page(browser) as page,
+            ):
                 try:
-                    parts = PICTURES[name](page, url)
-                    shots = [capture.take_picture(page, part) for part in parts]
+                    shots = [capture.take_picture(page, part) for part in show(page, url, runs)]
                 except (PlaywrightError, AssertionError) as error:
                     first_line = str(error).partition("\n")[0]
                     raise CaptureError(f"{name} was not drawn: {first_line}") from error

@@ -11,7 +11,7 @@ from tensorboard.data import server_ingester
 from tensorboard.data.provider import RunTagFilter
 from tensorboard.util import grpc_util, tensor_util
 
-SPEED = "images per second"  # the one scalar that differs from run to run
+SPEED = "training progress/images per second"  # the one scalar that differs from run to run
 ALL = 10**6  # points of a tag that TensorBoard is to keep
 
 

@@ -81,12 +81,13 @@ def test_curves_grow_up_to_their_step(story, tiny_run, monkeypatch):
 
     monkeypatch.setattr(animation.Axes, "plot", record)
     scalars = read_scalars(tiny_run)
-    scalars[None] = [(step, 100 * value) for step, value in scalars["test accuracy"]]
+    expected = {"training loss": scalars["training loss"], "test loss": scalars["test/loss"]}
+    expected[None] = [(step, 100 * value) for step, value in scalars["test/accuracy"]]
     for index, (now, _) in enumerate(story.predictions):
         animation.draw_frame(story, index)
-        for tag in ("training loss", "test loss", None):
-            known = [point for point in scalars[tag] if point[0] <= now]
-            assert drawn[tag] == known
+        for label, points in expected.items():
+            known = [point for point in points if point[0] <= now]
+            assert drawn[label] == known
 
 
 def test_the_movie_of_the_page_is_small_and_of_the_pictures_run():

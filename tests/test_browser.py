@@ -93,8 +93,13 @@ def page(browser):
 
 
 def test_images_are_those_of_the_last_step(page, url, run_dir):
-    tags = ["training images", "predictions vs. actuals", "confusion matrix", "worst mistakes"]
-    tags += ["filters", "feature maps"]
+    tags = [
+        "training images",
+        "predictions vs. actuals",
+        "test/confusion matrix",
+        "test/worst mistakes",
+    ]
+    tags += ["what the net sees/filters", "what the net sees/feature maps"]
     cards = capture.images(page, url, "|".join(tags), len(tags))
     events = read_events(run_dir)
     for tag in tags:
@@ -126,7 +131,7 @@ def test_the_picture_of_the_graph_is_cut_at_the_second_pooling(page, url):
 def test_scalars_have_a_point_for_each_report(page, url, run_dir):
     cards = capture.scalars(page, url)
     scalars = read_scalars(run_dir)
-    for tag in ("training loss", "test loss", "test accuracy"):
+    for tag in ("training loss", "test/loss", "test/accuracy"):
         curve = cards.filter(has_text=tag).locator("path.line").first
         assert curve.get_attribute("d").count("L") == len(scalars[tag]) - 1
 
@@ -135,7 +140,7 @@ def test_custom_scalars_put_both_losses_on_one_chart(page, url):
     capture.custom_scalars(page, url)
     losses = page.locator("tf-custom-scalar-multi-line-chart-card", has_text="training and test")
     expect(losses.locator("path.line")).to_have_count(2)
-    for tag in ("training loss", "test loss"):
+    for tag in ("training loss", "test/loss"):
         expect(losses.locator(".match-list-entry", has_text=f"{tag} (odd)")).to_be_visible()
 
 
@@ -211,7 +216,7 @@ def test_the_projector_marks_the_images_of_one_class(page, url):
 
 
 def test_hparams_show_runs_with_different_settings(page, run_dir, other_run, load_fast):
-    accuracy = read_scalars(run_dir)["test accuracy"][-1][1]
+    accuracy = read_scalars(run_dir)["test/accuracy"][-1][1]
     with capture.start_tensorboard(other_run.parent, load_fast) as url:
         cells = capture.hparams(page, url)
         for setting in ("momentum", "dropout"):  # each of one run only
@@ -224,13 +229,13 @@ def test_hparams_show_runs_with_different_settings(page, run_dir, other_run, loa
 
 
 def test_hparams_are_pictured_with_the_best_run_first(page, run_dir, other_run):
-    assert read_scalars(run_dir)["test accuracy"][-1][1] < 0.8125  # of the other run
+    assert read_scalars(run_dir)["test/accuracy"][-1][1] < 0.8125  # of the other run
     with capture.start_tensorboard(other_run.parent) as url:
         (sorting,), (table,) = columns = capture.hparams_by_accuracy(page, url)
         capture.take_columns(page, columns)  # until the table stands still
         expect(sorting).to_be_visible()
         expect(table.get_by_text("other", exact=True)).to_be_visible()
-        expect(table.get_by_text("test accuracy", exact=True)).to_be_visible()
+        expect(table.get_by_text("test/accuracy", exact=True)).to_be_visible()
         best, other = (
             table.get_by_text(name, exact=True).bounding_box() for name in ("other", "odd")
         )
@@ -285,7 +290,7 @@ def test_the_summary_is_what_the_run_ended_with(run_dir):
     """Each class beside scikit-learn, on what the run's own net says of the test images."""
     summary = capture.summarize(run_dir)
     scalars = read_scalars(run_dir)
-    for tag in ("training loss", "test loss", "test accuracy"):
+    for tag in ("training loss", "test/loss", "test/accuracy"):
         assert summary[tag] == pytest.approx(scalars[tag][-1][1], abs=5e-5)
     assert summary["settings"]["lr"] == "0.001"
     assert summary["settings"]["classes"] == ", ".join(NAMES)

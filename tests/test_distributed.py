@@ -125,7 +125,7 @@ def test_two_processes_train_the_net_of_one(words, tmp_path, of_two):
         steps, values = zip(*points, strict=True)
         found_steps, found = zip(*scalars[tag], strict=True)
         assert found_steps == steps, tag
-        if tag != "images per second":
+        if tag != "training progress/images per second":
             np.testing.assert_allclose(found, values, rtol=1e-3, atol=1e-5, err_msg=tag)
 
 

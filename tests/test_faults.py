@@ -451,7 +451,7 @@ def test_a_view_that_fails_costs_the_view_and_not_the_run(image_folder, tmp_path
     assert "WARNING: a view could not be drawn (MemoryError: of 3.2 GB)" in finished.output
     assert same_weights(run_dir, whole)
     shown, expected = (in_python_loader(open_run(path)) for path in (run_dir, whole))
-    for tag in ("training loss", "test loss", "test accuracy"):
+    for tag in ("training loss", "test/loss", "test/accuracy"):
         assert shown[tag] == expected[tag]
 
 

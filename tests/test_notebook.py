@@ -190,7 +190,7 @@ def test_the_training_and_the_snippets_have_run(executed):
     folder, notebook = executed
     errors = [o for cell in cells(notebook, "code") for o in cell["outputs"] if "ename" in o]
     assert errors == []
-    tests = read_scalars(folder / "runs" / "first")["test accuracy"]
+    tests = read_scalars(folder / "runs" / "first")["test/accuracy"]
     assert tests[-1][1] > 0.4  # the pictures are those of a net that has learned something
     picture = printed(find_cell(notebook, "my_star.png")).splitlines()
     assert len(picture) == 3 and all(re.fullmatch(r"\w+: \d+\.\d%", line) for line in picture)
@@ -276,11 +276,11 @@ def page(tiny_run, monkeypatch):
 
 
 def test_a_chart_has_the_points_that_were_logged(page, tiny_run):
-    page.views.show_scalars(page.run, ["training loss", "test loss"], ["test accuracy"])
+    page.views.show_scalars(page.run, ["training loss", "test/loss"], ["test/accuracy"])
     losses, accuracy = page.axes()
     drawn = {line.get_label(): line.get_xydata() for line in [*losses.lines, *accuracy.lines]}
-    assert [line.get_label() for line in losses.lines] == ["training loss", "test loss"]
-    assert set(drawn) == {"training loss", "test loss", "test accuracy"}
+    assert [line.get_label() for line in losses.lines] == ["training loss", "test/loss"]
+    assert set(drawn) == {"training loss", "test/loss", "test/accuracy"}
     logged = read_scalars(tiny_run)
     for tag, points in drawn.items():
         assert points.tolist() == pytest.approx(np.array(logged[tag]), rel=1e-6), tag
@@ -362,16 +362,16 @@ def test_tables_have_the_settings_and_results(page, tiny_run, tmp_path):
     log_dir = tmp_path / "runs"
     shutil.copytree(tiny_run, log_dir / "tiny")
     with SummaryWriter(log_dir / "other") as writer:  # of a program that logs no settings
-        writer.add_scalar("test accuracy", 0.5, 1)
+        writer.add_scalar("test/accuracy", 0.5, 1)
     page.views.show_hparams(str(log_dir))
     page.views.show_text(page.run, "settings")
     hparams, settings = (shown.data for shown in page.shown)
     head, rule, row = (line.strip("| ").split(" | ") for line in hparams.splitlines())
     assert rule == ["---"] * len(head)
-    accuracy = read_scalars(tiny_run)["test accuracy"][-1][1]
+    accuracy = read_scalars(tiny_run)["test/accuracy"][-1][1]
     named = dict(zip(head, row, strict=True))
     assert (named["run"], named["lr"], named["batch size"]) == ("tiny", "0.02", "8")
-    assert named["test accuracy"] == f"{accuracy:.3f}"
+    assert named["test/accuracy"] == f"{accuracy:.3f}"
     assert re.search(r"^\| lr +\| 0.02 +\|$", settings, re.M)
 
 

@@ -240,7 +240,7 @@ def test_blocks_about_a_finished_run_run_as_printed(page, short_walk, monkeypatc
     assert {line.split(":")[0] for line in lines} <= set(shapes.CLASSES)
     exec(compile(table, page.name, "exec"), {})
     *_, row = capsys.readouterr().out.splitlines()
-    tests = read_scalars(short_walk / "runs" / "first")["test accuracy"]
+    tests = read_scalars(short_walk / "runs" / "first")["test/accuracy"]
     best = max(accuracy for _, accuracy in tests)
     assert row.startswith(f"| first | 0.001 | {best:.1%} | ")
 
@@ -541,7 +541,7 @@ def test_the_pictures_are_of_a_run_with_the_figures_of_the_page(page):
     run = json.loads((ROOT / "screenshots" / "run.json").read_text(encoding="utf-8"))
     shown = {path: text for text, _, path in page.figures}
     accuracy = shown["medians.ours.test_accuracy"]
-    assert f"{100 * run['test accuracy']:.1f}" == accuracy
+    assert f"{100 * run['test/accuracy']:.1f}" == accuracy
     for name in ("precision", "recall"):
         assert f"{run['classes']['cat'][name]:.3f}" == shown[f"classes.cat.{name}"]
 

@@ -216,8 +216,8 @@ def test_figures_of_a_run_are_those_of_its_event_file(log_dir):
     scalars = read_scalars(log_dir / "healthy")
     found = sick_runs.figures(log_dir / "healthy")
     assert (found["steps"], found["training_loss"]) == scalars["training loss"][-1]
-    assert found["test_accuracy"] == scalars["test accuracy"][-1][1]
-    assert found["lowest_test_loss"] == min(loss for _, loss in scalars["test loss"])
+    assert found["test_accuracy"] == scalars["test/accuracy"][-1][1]
+    assert found["lowest_test_loss"] == min(loss for _, loss in scalars["test/loss"])
     assert found["lowest_test_loss_epoch"] == 2
     assert 0 < found["conv1_gradient"] < found["gradient_norm"]
 
@@ -325,18 +325,18 @@ def test_the_pictures_are_those_of_the_page(sick):
 
 
 def test_the_test_loss_of_an_overfit_run_ends_above_its_lowest_point(sick, tab, url):
-    names, cards = sick.charts(tab, url, "training loss|test loss", "overfit")
+    names, cards = sick.charts(tab, url, "overfit", "training loss|test/loss")
     assert "overfit" in " ".join(names.all_inner_texts())
     test, training = (
         heights(cards.filter(has_text=f"tag: {tag}").locator("path.line[d*=L]"))
-        for tag in ("test loss", "training loss")
+        for tag in ("test/loss", "training loss")
     )
     assert max(test) - test[-1] > 50  # pixels, counted from the top: it has climbed again
     assert training[-1] > training[0]  # it has fallen
 
 
 def test_the_gradients_of_a_dead_run_are_a_needle(sick, tab, url):
-    (cards,) = sick.histograms(tab, url, "gradients/conv1.weight", "dead|healthy")
+    (cards,) = sick.histograms(tab, url, "dead|healthy", "gradients/conv1.weight")
     wide = {}
     for name in ("dead", "healthy"):
         last = cards.filter(has_text=name).locator("g.histogram path").last
@@ -346,7 +346,7 @@ def test_the_gradients_of_a_dead_run_are_a_needle(sick, tab, url):
 
 
 def test_a_dead_run_predicts_one_class(sick, tab, url):
-    (cards,) = sick.images(tab, url, "confusion matrix", "dead|healthy")
+    (cards,) = sick.images(tab, url, "dead|healthy", "test/confusion matrix")
     columns = {}
     for name in ("dead", "healthy"):
         source = cards.filter(has_text=name).locator("img").evaluate("image => image.src")
@@ -375,4 +375,15 @@ def test_parts_are_joined_from_left_to_right(sick):
 def test_a_folder_without_runs_is_refused(sick, tmp_path, capsys):
     assert sick.main([str(tmp_path / "none"), "--out", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"sick.py: error: {str(tmp_path / 'none')!r} holds no runs")
+    assert line.startswith(f"sick.py: error: {str(tmp_path / 'none')!r} lacks runs of *")
+
+
+def test_a_picture_needs_its_own_runs_only(sick, log_dir, tmp_path, capsys):
+    assert sick.main([str(log_dir), "--out", str(tmp_path), "--only", "restless_loss"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "runs of healthy, restless, restless-cured:" in line
+    with sick.folder_of("dead|healthy", log_dir) as folder:
+        assert {path.name for path in folder.iterdir()} == {"dead", "healthy"}
+    assert not folder.exists()
+    with sick.folder_of(sick.ALL, log_dir) as folder:
+        assert folder == log_dir

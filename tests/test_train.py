@@ -32,20 +32,20 @@ NOTES_VIEWS = {
     "training images": [0],
     "training loss": REPORTS,
     "predictions vs. actuals": REPORTS,
-    "test loss": TESTS,
-    "test accuracy": TESTS,
+    "test/loss": TESTS,
+    "test/accuracy": TESTS,
     **{f"pr curve/{name}": EPOCHS for name in CLASSES},
 }
 LARGE = [name for name, p in Net().named_parameters() if p.numel() >= 64]  # have histograms
 ALL_VIEWS = NOTES_VIEWS | {
-    "learning rate": REPORTS,
-    "images per second": REPORTS,
-    "gradient norm": REPORTS,
+    "training progress/learning rate": REPORTS,
+    "training progress/images per second": REPORTS,
+    "training progress/gradient norm": REPORTS,
     **{f"weights/{name}": REPORTS for name in LARGE},
     **{f"gradients/{name}": REPORTS for name in LARGE},
-    "confusion matrix": EPOCHS,
-    "filters": EPOCHS,
-    "feature maps": EPOCHS,
+    "test/confusion matrix": EPOCHS,
+    "what the net sees/filters": EPOCHS,
+    "what the net sees/feature maps": EPOCHS,
     "settings/text_summary": [0],
     "per class/text_summary": [30],
     "where the time goes/text_summary": [20],  # profiled after the first report, at 10 steps
@@ -70,7 +70,7 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 def test_every_view_is_logged_at_its_steps(tiny_run):
     steps = steps_by_tag(tiny_run)
-    mistakes = steps.pop("worst mistakes", [])  # none where the net makes none
+    mistakes = steps.pop("test/worst mistakes", [])  # none where the net makes none
     assert steps == ALL_VIEWS
     assert set(mistakes) <= set(EPOCHS)
     assert (tiny_run / "projector_config.pbtxt").exists()
@@ -121,9 +121,9 @@ def test_the_test_scalars_are_those_of_the_final_weights(tiny_run, image_folder)
         probs = net(images).double().softmax(dim=1)
     right = probs.gather(1, test_set.labels[:, None])
     scalars = read_scalars(tiny_run)
-    assert scalars["test loss"][-1][1] == pytest.approx(-right.log().mean().item(), rel=1e-4)
+    assert scalars["test/loss"][-1][1] == pytest.approx(-right.log().mean().item(), rel=1e-4)
     accuracy = (probs.argmax(dim=1) == test_set.labels).double().mean().item()
-    assert scalars["test accuracy"][-1][1] == pytest.approx(accuracy)
+    assert scalars["test/accuracy"][-1][1] == pytest.approx(accuracy)
 
 
 def test_the_net_learns(tiny_run):
@@ -133,7 +133,7 @@ def test_the_net_learns(tiny_run):
 
 def test_onecycle_rises_to_the_learning_rate_and_falls(image_folder, tmp_path):
     run_dir = run_tiny(image_folder, tmp_path, "--schedule", "onecycle", "--report-every", "8")
-    rates = [lr for _, lr in read_scalars(run_dir)["learning rate"]]
+    rates = [lr for _, lr in read_scalars(run_dir)["training progress/learning rate"]]
     assert max(rates) == pytest.approx(0.02, rel=1e-2)
     peak = rates.index(max(rates))
     assert 0 < peak < len(rates) / 2
@@ -150,7 +150,7 @@ def test_onecycle_rises_to_the_learning_rate_and_falls(image_folder, tmp_path):
 def test_the_same_seed_gives_the_same_run_bit_for_bit(image_folder, tmp_path, tiny_run):
     again = run_tiny(image_folder, tmp_path)
     assert same_weights(again, tiny_run)
-    changing = {"images per second"}
+    changing = {"training progress/images per second"}
     one, other = read_scalars(again), read_scalars(tiny_run)
     assert {t: one[t] for t in one.keys() - changing} == {
         t: other[t] for t in other.keys() - changing

@@ -117,8 +117,9 @@ def test_pr_curves_are_scikit_learns_at_the_same_thresholds(writer):
 
 def test_classes_may_have_the_names_of_other_views(writer):
     net, images, labels = Net(10), torch.rand(10, 3, 32, 32), torch.arange(10)
-    names = ["filters", "feature maps", "confusion matrix", "worst mistakes", "training images"]
-    names += ["predictions vs. actuals", "training loss", "test loss", "features", "pr curve"]
+    names = ["what the net sees/filters", "test/confusion matrix", "test/worst mistakes", "test"]
+    names += ["training images", "predictions vs. actuals", "training loss", "test/loss"]
+    names += ["features", "pr curve"]
     probs = net(images).softmax(dim=1).detach()
     viz.add_training_loss(writer, 1.0, 1)
     viz.add_test_scalars(writer, 1.0, 0.5, 1)
@@ -282,7 +283,12 @@ def test_every_figure_takes_any_number_of_classes(writer, classes):
     viz.add_mistakes(writer, images, probs[:5], labels[:5], names, 1)
     viz.add_confusion_matrix(writer, probs, labels, names, 1)
     events = written(writer)
-    tags = {"training images", "predictions vs. actuals", "worst mistakes", "confusion matrix"}
+    tags = {
+        "training images",
+        "predictions vs. actuals",
+        "test/worst mistakes",
+        "test/confusion matrix",
+    }
     assert set(events) == tags
     for tag in tags:
         ((step, value),) = events[tag]
@@ -303,7 +309,7 @@ def test_no_mistakes_at_all_is_no_error(writer):
     viz.add_mistakes(
         writer, torch.zeros(0, 3, 32, 32), torch.zeros(0, 10), torch.zeros(0).long(), TEN, 0
     )
-    assert "worst mistakes" not in written(writer)
+    assert "test/worst mistakes" not in written(writer)
 
 
 def test_confusions_are_scikit_learns():
@@ -331,7 +337,7 @@ def test_feature_maps_answer_to_the_part_of_the_image_shown_beside_them(writer, 
 
 def test_filters_are_an_image_of_all_six(writer):
     viz.add_filters(writer, Net().conv1, 3)
-    ((step, value),) = written(writer)["filters"]
+    ((step, value),) = written(writer)["what the net sees/filters"]
     assert step == 3
     assert image_size(value) == (6 * (5 * 16 + 8) + 8, 5 * 16 + 2 * 8)
 
@@ -367,8 +373,13 @@ def test_every_view_takes_grey_images(writer):
     viz.add_filters(writer, net.conv, 1)
     viz.add_feature_maps(writer, net.conv, images[0], 1, mean=0.0, std=1.0)
     viz.add_projector(writer, probs, images, labels, TEN, 1, mean=0.0, std=1.0)
-    tags = {"training images", "predictions vs. actuals", "worst mistakes", "filters"}
-    assert tags | {"feature maps"} <= set(written(writer))
+    tags = {
+        "training images",
+        "predictions vs. actuals",
+        "test/worst mistakes",
+        "what the net sees/filters",
+    }
+    assert tags | {"what the net sees/feature maps"} <= set(written(writer))
 
 
 def test_a_grey_image_lies_beside_its_maps_in_grey(writer, monkeypatch):
@@ -708,6 +719,18 @@ def test_histograms_of_odd_values_count_the_finite_ones(writer, values, counted)
     assert tensor_util.make_ndarray(value.tensor)[:, 2].sum() == counted
 
 
+@pytest.mark.parametrize("value", [0.0, 1e-4, -2.0, 3e6])
+def test_values_that_are_all_alike_lie_in_one_narrow_bin(writer, value):
+    viz.add_histogram(writer, "alike", torch.full((64,), value), 0)
+    ((_, event),) = written(writer)["alike"]
+    left, right, counts = tensor_util.make_ndarray(event.tensor).T
+    (bin_with_all,) = np.flatnonzero(counts)
+    assert counts[bin_with_all] == 64
+    assert left[bin_with_all] <= value <= right[bin_with_all]
+    assert right[-1] - left[0] == pytest.approx(abs(value) / 500 or 2e-6, rel=1e-2)
+    assert (left < right).all()
+
+
 def test_histograms_of_nothing_are_left_out(writer):
     viz.add_histogram(writer, "none", torch.tensor([float("nan")]), 0)
     assert not written(writer)
@@ -735,9 +758,12 @@ def test_the_gradient_norm_is_over_all_parameters(writer):
     events = written(writer)
     flat = np.concatenate([p.grad.numpy().ravel() for p in net.parameters()])
     values = {tag: (step, value.tensor.float_val[0]) for tag, ((step, value),) in events.items()}
-    assert values["gradient norm"] == (9, pytest.approx(np.linalg.norm(flat), rel=1e-5))
-    assert values["learning rate"] == (9, pytest.approx(0.1))
-    assert values["images per second"] == (9, 1234.5)
+    assert values["training progress/gradient norm"] == (
+        9,
+        pytest.approx(np.linalg.norm(flat), rel=1e-5),
+    )
+    assert values["training progress/learning rate"] == (9, pytest.approx(0.1))
+    assert values["training progress/images per second"] == (9, 1234.5)
 
 
 def test_the_projector_gets_features_names_and_thumbnails(writer):
@@ -782,8 +808,8 @@ def test_the_layout_puts_both_losses_on_one_chart(writer):
     layout = Layout.FromString(value.tensor.string_val[0])
     charts = {chart.title: list(chart.multiline.tag) for c in layout.category for chart in c.chart}
     assert charts == {
-        "training and test loss": ["^training loss$", "^test loss$"],
-        "learning rate": ["^learning rate$"],
+        "training and test loss": ["^training loss$", "^test/loss$"],
+        "learning rate": ["^training progress/learning rate$"],
     }
 
 

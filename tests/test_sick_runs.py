@@ -39,6 +39,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "screenshots")]
 import sick_runs  # noqa: E402
 
 ENGLISH, CHINESE = "docs/sick-runs.md", "docs/sick-runs.zh-CN.md"
+SLOWEST_S, PAGE_S = 60, 480  # what the page promises: a minute each; and 8 minutes all together
 QUANTITIES = {  # that do not come from the runs, and what they are
     ("10", "%"): "the accuracy and the precision by chance, with ten classes",
     (
@@ -128,6 +129,8 @@ def test_all_was_measured_on_both_kinds_of_images(results):
         for name in sick_runs.RUNS:
             by_seed = results[kind][name]
             assert sum(key.isdigit() for key in by_seed) == results["seeds"]
+            assert by_seed["0"]["run_s"] < SLOWEST_S, (kind, name)
+        assert results[kind]["page_s"] < PAGE_S
 
 
 def test_every_sign_was_seen_more_often_than_not(results):
@@ -229,6 +232,15 @@ def test_signs_are_seen_in_the_sick_run_and_not_in_the_healthy_one(log_dir):
         assert sick_runs.SIGNS[name](figures[name], healthy), name
         assert not sick_runs.SIGNS[name](healthy, healthy), name
     assert figures["too-low"]["conv1_gradient"] > 0 and figures["dead"]["conv1_gradient"] == 0
+
+
+def test_a_run_that_fails_before_its_first_report_has_shown_no_sign(image_folder, tmp_path):
+    words = ["--data", image_folder, "--log-dir", tmp_path, "--run-name", "early", "--lr", "1e9"]
+    assert train_cifar.main([str(word) for word in words]) == 1
+    found = sick_runs.figures(tmp_path / "early")
+    assert found == {}
+    for name in sick_runs.SIGNS:
+        assert not sick_runs.is_seen(name, found, {"test_accuracy": 0.5})
 
 
 def test_an_exploding_run_is_stopped_after_its_loss_was_reported(image_folder, tmp_path, capsys):

@@ -66,7 +66,7 @@ QUANTITIES = {  # that do not come from the benchmark, and what they are
 }
 
 LOOPS = [  # of bash, and of PowerShell
-    re.compile(r"for (\w+) in ([\d. ]+); do (.+); done"),
+    re.compile(r"for (\w+) in ([\d. ]+); do (.+?)(?: \|\| break)?; done"),
     re.compile(r"foreach \(\$(\w+) in ([\d., ]+)\) \{ (.+) \}"),
 ]
 BLOCK = re.compile(
@@ -612,6 +612,7 @@ def test_links_lead_somewhere(page):
             assert place in anchors, link
         elif not re.match(r"https?://", link):
             assert (ROOT / target).is_file(), link
+            assert not place or place in map(anchor, titles(Page(target))), link
 
 
 def titles(page: Page) -> list[str]:
@@ -666,9 +667,12 @@ def test_both_languages_have_the_same_pictures_and_links(both):
 
 
 def outside_links(page: Page) -> list[str]:
-    """The links to other pages than the README and its sections, whatever their language."""
+    """The links to other pages than the README and its sections, whatever their language.
+
+    Of a link to a section ("page.md#5-title") its number stays.
+    """
     others = [link for link in page.links if not link.startswith(("#", "README"))]
-    return [link.replace(".zh-CN.md", ".md") for link in others]
+    return [re.sub(r"(\.zh-CN)?\.md(#\d+)?.*", r".md\2", link) for link in others]
 
 
 def test_both_languages_have_the_same_figures(both):

@@ -46,7 +46,7 @@ MEASURES = {
     "peak_mb": "peak memory, MB",
     "views_share": "share of the whole run spent on views",
     "save_share": "share of the whole run spent on checkpoints",
-    "test_accuracy": "test/accuracy",
+    "test_accuracy": "test accuracy",
 }
 
 

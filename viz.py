@@ -414,7 +414,7 @@ def add_histogram(writer: SummaryWriter, tag: str, values: torch.Tensor, step: i
         return
     low, high = values.min().item(), values.max().item()
     if low == high:
-        width = abs(low) / 1000 or 1e-6  # a bin needs one, but a narrow one: these are all alike
+        width = abs(low) / 1000 or 1e-3  # a bin needs one, but a narrow one: these are all alike
         low, high = low - width, high + width
     writer.add_histogram_raw(
         tag,

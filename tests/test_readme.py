@@ -597,7 +597,8 @@ def test_every_view_is_on_the_page(page):
 def test_every_picture_is_shown_and_small(page):
     shown = [target for _, target in page.pictures]
     files = [*ROOT.glob("screenshots/*.png"), *ROOT.glob("screenshots/*.gif")]
-    assert set(shown) == {f"screenshots/{path.name}" for path in files}
+    own = {name for name in shown if not name.startswith("screenshots/sick/")}
+    assert own == {f"screenshots/{path.name}" for path in files}
     for name in shown:
         limit = MAX_MOVIE_BYTES if name.endswith(".gif") else MAX_PICTURE_BYTES
         assert (ROOT / name).stat().st_size < limit, name

@@ -110,6 +110,15 @@ def start_tensorboard(logdir: Path, load_fast: bool = True) -> Iterator[str]:
             server.kill()
 
 
+@contextlib.contextmanager
+def copies_of(run_dirs: Iterable[Path]) -> Iterator[Path]:
+    """A folder with these runs alone, under their own names; it is gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        for run_dir in run_dirs:
+            shutil.copytree(run_dir, Path(folder, run_dir.name))
+        yield Path(folder)
+
+
 def read_url(output: Iterable[str]) -> str:
     """Find the address in what TensorBoard prints at its start."""
     lines = []
@@ -566,11 +575,9 @@ def capture(run_dir: Path, out: Path) -> None:
             print(out / f"{name}.png", flush=True)
 
         shoot("writer_add_methods", writer_methods)
-        with tempfile.TemporaryDirectory() as alone:  # without the other runs, yet with its name
-            shutil.copytree(run_dir, Path(alone, run_dir.name))
-            with start_tensorboard(Path(alone)) as url:
-                for name, show in DASHBOARDS.items():
-                    shoot(name, show, url)
+        with copies_of([run_dir]) as alone, start_tensorboard(alone) as url:
+            for name, show in DASHBOARDS.items():
+                shoot(name, show, url)
         with start_tensorboard(run_dir.parent) as url:  # the other runs are rows of the table too
             shoot("result_hparams", hparams_by_accuracy, url)
 

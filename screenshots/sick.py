@@ -10,10 +10,8 @@ browser tests use the same functions.
 import argparse
 import contextlib
 import re
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -135,20 +133,15 @@ def in_page_size(picture: Image.Image) -> Image.Image:
     )
 
 
-@contextlib.contextmanager
-def folder_of(runs: str, log_dir: Path) -> Iterator[Path]:
+def folder_of(runs: str, log_dir: Path) -> contextlib.AbstractContextManager[Path]:
     """A folder with these runs alone, or the folder itself for all of them.
 
     TensorBoard has seven colours and deals them out in the order of the runs: among many, the one
     that a picture is about may get a pale grey.
     """
     if runs == ALL:
-        yield log_dir
-        return
-    with tempfile.TemporaryDirectory() as alone:
-        for name in runs.split("|"):
-            shutil.copytree(log_dir / name, Path(alone, name))
-        yield Path(alone)
+        return contextlib.nullcontext(log_dir)
+    return capture.copies_of(log_dir / name for name in runs.split("|"))
 
 
 def draw(log_dir: Path, out: Path, names: Sequence[str]) -> None:

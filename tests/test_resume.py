@@ -415,12 +415,13 @@ def run_dir(stopped_run, tmp_path) -> Path:
 
 
 def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
-    """Every file of a folder but the lock, with the time of its last change.
+    """Every file of a folder, with the time of its last change.
 
-    The lock is empty, and filelock before 4.0 opens it for writing.
+    Of the lock without a time: it is empty, and filelock before 4.0 opens it for writing.
     """
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK_NAME]
-    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    times = {path: path.stat().st_mtime_ns for path in files if path.name != LOCK_NAME}
+    return {path: (path.read_bytes(), times.get(path, 0)) for path in files}
 
 
 def refuse(run_dir: Path, capsys) -> str:

@@ -18,13 +18,18 @@ CLASSES = ["leaf", "sky", "雪 豹"]  # sorted, as the folder reader gives them
 TRAIN_IMAGES, TEST_IMAGES = 40, 20  # per class
 
 
+ROOT = Path(__file__).parents[1]
+# Warnings that our own calls cause are errors; those of other packages among themselves are shown.
+OURS = {path.stem for pattern in ("*.py", "*/*.py") for path in ROOT.glob(pattern)}
+OUR_CALLS = rf"error:::(support\.)?({'|'.join(sorted(OURS))})$"
 # Whether a Chinese font is installed where the tests run is no fault of the program's.
 NO_FONT = "ignore:no font with Chinese characters"
 os.environ["PYTHONWARNINGS"] = NO_FONT  # in programs that the tests start
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("filterwarnings", NO_FONT)
+    for line in (OUR_CALLS, "error::pytest.PytestWarning", NO_FONT):
+        config.addinivalue_line("filterwarnings", line)
 
 
 @pytest.fixture(scope="session")

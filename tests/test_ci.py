@@ -1,6 +1,10 @@
-"""The workflow of GitHub Actions: it runs the README's commands, on the Pythons of the README."""
+"""The workflow of GitHub Actions: it runs the README's commands, on the Pythons of the README.
+
+And the suite's own rule for warnings.
+"""
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -29,3 +33,13 @@ def test_the_oldest_python_is_the_one_that_the_readme_and_ruff_name():
     assert f"Python {oldest} or later" in (ROOT / "README.md").read_text(encoding="utf-8")
     settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert f'target-version = "py{oldest.replace(".", "")}"' in settings
+
+
+@pytest.mark.parametrize("module", ["viz", "support.run", "capture", "test_viz"])
+def test_a_warning_that_our_call_causes_is_an_error(module):
+    with pytest.raises(DeprecationWarning, match="old"):
+        warnings.warn_explicit("this is old", DeprecationWarning, "file.py", 1, module)
+
+
+def test_a_warning_of_other_packages_among_themselves_is_none():
+    warnings.warn_explicit("this is old", FutureWarning, "file.py", 1, "matplotlib.data")

@@ -9,13 +9,13 @@ many times faster than opening and converting the images one by one.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import CIFAR10
 
 from support import shapes
@@ -26,7 +26,6 @@ from support.folder import read_folder
 SIZE = 32  # height and width of every image
 PAD = 4  # black pixels added on each side before a random crop
 TEST_BATCH = 200  # on the CPU larger ones wait for fresh memory, smaller ones for each thread
-GATHER_SIZE = 128  # training images that are taken from memory at once
 
 
 class ImageDataset(Dataset):
@@ -60,11 +59,11 @@ class ImageDataset(Dataset):
         Raises:
             IndexError: there is no such image.
         """
-        images, labels = self.take([range(len(self))[index]])
+        images, labels = self.batch([range(len(self))[index]])
         return images[0], int(labels[0])
 
-    def take(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """A batch: images, float32 (B, 3, 32, 32) in [-1, 1], and labels, int64 (B,)."""
+    def batch(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The images, float32 (B, 3, 32, 32) in [-1, 1], and labels, int64 (B,), at `indices`."""
         rows = torch.tensor(indices, dtype=torch.int64, device=self.images.device)
         images = self.images.index_select(0, rows)
         if self.augment is not None:
@@ -72,15 +71,17 @@ class ImageDataset(Dataset):
         # The bytes 0..255 become -1..1, as with ToTensor() and Normalize(0.5, 0.5).
         return images.float().div_(127.5).sub_(1), self.labels.index_select(0, rows)
 
+    __getitems__ = batch  # what DataLoader calls for a whole batch at once
+
     def sample(self, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Up to `count` images picked at random, as from `take`: the same ones for a seed.
+        """Up to `count` images picked at random, as a batch: the same ones for a seed.
 
         Augmentation draws from the seed too, so that looking at images never changes a run.
         """
         generator = torch.Generator().manual_seed(seed)
         picked = torch.randperm(len(self), generator=generator)[:count].tolist()
         augment = None if self.augment is None else generator
-        return ImageDataset(self.images, self.labels, self.classes, augment).take(picked)
+        return ImageDataset(self.images, self.labels, self.classes, augment).batch(picked)
 
     def subset(self, count: int | None, seed: int) -> ImageDataset:
         """The first `count` images of a shuffle, the same ones for a seed; None for all.
@@ -100,7 +101,7 @@ class ImageDataset(Dataset):
     def mislabel(self, share: float, seed: int) -> ImageDataset:
         """The same images, a share (0 to 1) of them, picked at random, with another class."""
         generator = torch.Generator().manual_seed(seed)
-        # Drawn before the order, which would be that of `sample`: it would pick wrong labels only.
+        # Drawn first: otherwise `sample(seed)` would show exactly the mislabelled images.
         shift = torch.randint(1, len(self.classes), (len(self),), generator=generator)
         wrong = torch.randperm(len(self), generator=generator)[: round(share * len(self))]
         labels = self.labels.clone()
@@ -136,8 +137,8 @@ def flip_and_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Ten
 class Data(NamedTuple):
     """What `load_data` returns."""
 
-    train_loader: BatchLoader
-    test_loader: BatchLoader
+    train_loader: DataLoader
+    test_loader: DataLoader
     classes: list[str]
     source: str  # what finds the same images again: "cifar10", "shapes" or a folder's whole path
     is_stand_in: bool  # the images are the built-in shapes: CIFAR-10's figures do not apply
@@ -153,6 +154,9 @@ def load_data(
     mirrors: Sequence[str] = (),
 ) -> Data:
     """Load the images of `source` and put a train and a test loader on top of them.
+
+    `train_cifar.py` does it in two steps, `read_source` and `make_loaders`, to take fewer images
+    or mislabel some in between.
 
     Args:
         source: "cifar10", "shapes", "auto" (CIFAR-10, or the shapes where it is not available,
@@ -187,28 +191,18 @@ def make_loaders(
     generator = torch.Generator().manual_seed(seed)
     if augment:
         train.augment = generator
-    train_loader = BatchLoader(train, batch_size, shuffle=True, generator=generator)
-    test_loader = BatchLoader(test, TEST_BATCH)
+    train_loader = DataLoader(
+        train, batch_size, shuffle=True, generator=generator, collate_fn=already_collated
+    )
+    test_loader = DataLoader(test, TEST_BATCH, collate_fn=already_collated)
     return Data(train_loader, test_loader, train.classes, source, source == "shapes")
 
 
-class BatchLoader(DataLoader):
-    """The batches of a plain DataLoader, faster, from an `ImageDataset`.
-
-    It takes about 128 images at once and cuts them into batches: Python and PyTorch need hardly
-    longer to gather and normalise many images than to do so with four.
-    """
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        # DataLoader draws this number, a seed for its workers, before the order of the images. We
-        # have no workers, but draw it too, so that a seed gives the order that it gives there.
-        torch.empty((), dtype=torch.int64).random_(generator=self.generator)
-        count = max(1, GATHER_SIZE // self.batch_size) * self.batch_size
-        for indices in BatchSampler(self.sampler, count, drop_last=False):
-            images, labels = self.dataset.take(indices)
-            yield from zip(
-                images.split(self.batch_size), labels.split(self.batch_size), strict=True
-            )
+def already_collated(
+    batch: tuple[torch.Tensor, torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The batch as it is: DataLoader would take it for a list of images to be stacked."""
+    return batch
 
 
 def read_source(

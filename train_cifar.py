@@ -181,7 +181,7 @@ def show_epoch(run: Run, test: Evaluation) -> None:
     if run.args.views == "all":
         test_set = run.data.test_loader.dataset
         worst = viz.worst_mistakes(test.probs, test.labels, 8)
-        images, labels = test_set.take(worst)
+        images, labels = test_set.batch(worst)
         viz.add_confusion_matrix(writer, test.probs, test.labels, classes, step)
         viz.add_mistakes(writer, images, test.probs[worst], labels, classes, step)
         viz.add_filters(writer, run.net.conv1, step)

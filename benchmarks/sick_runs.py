@@ -25,12 +25,13 @@ from pathlib import Path
 import torch
 from compare import processor
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from torch.utils.data import DataLoader
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import viz  # noqa: E402
-from data import BatchLoader, ImageDataset, read_source  # noqa: E402
+from data import ImageDataset, already_collated, read_source  # noqa: E402
 from model import Net  # noqa: E402
 from support.checkpoint import load_checkpoint  # noqa: E402
 
@@ -139,7 +140,8 @@ def compare_labels(run_dir: Path) -> dict[str, float]:
     net = Net(len(test.classes))
     net.load_state_dict(state["net"])
     with torch.inference_mode():
-        logits = torch.cat([net(images) for images, _ in BatchLoader(test, 200)])
+        batches = DataLoader(test, 200, collate_fn=already_collated)
+        logits = torch.cat([net(images) for images, _ in batches])
     worst = viz.worst_mistakes(logits.softmax(dim=1), shown.labels, 8)
     _, right = train.sample(16, seed)
     _, given = train.mislabel(share, seed).sample(16, seed)

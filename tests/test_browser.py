@@ -299,7 +299,7 @@ def test_the_summary_is_what_the_run_ended_with(run_dir):
     _, test, _ = read_source(saved["settings"]["data"], "", [])
     net = Net(len(NAMES))
     net.load_state_dict(saved["net"])
-    images, labels = test.take(range(len(test)))
+    images, labels = test.batch(range(len(test)))
     with torch.no_grad():
         preds = net(images).argmax(dim=1)
     precision, recall, _, counts = precision_recall_fscore_support(labels, preds, zero_division=0)

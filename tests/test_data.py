@@ -50,7 +50,7 @@ def to_bytes(tensor: torch.Tensor) -> torch.Tensor:
 def test_a_batch_is_normalised_as_torchvision_does_it():
     dataset = numbered(5)
     oracle = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)])
-    images, labels = dataset.take([3, 0, 3])
+    images, labels = dataset.batch([3, 0, 3])
     expected = [oracle(Image.fromarray(dataset.images[i].permute(1, 2, 0).numpy())) for i in (3, 0)]
     torch.testing.assert_close(images, torch.stack([expected[0], expected[1], expected[0]]))
     assert images.dtype == torch.float32
@@ -59,7 +59,7 @@ def test_a_batch_is_normalised_as_torchvision_does_it():
 
 def test_black_and_white_become_exactly_minus_one_and_one():
     images = torch.stack([torch.zeros(3, 32, 32), torch.full((3, 32, 32), 255)]).to(torch.uint8)
-    batch, _ = ImageDataset(images, torch.tensor([0, 1]), ["a", "b"]).take([0, 1])
+    batch, _ = ImageDataset(images, torch.tensor([0, 1]), ["a", "b"]).batch([0, 1])
     assert batch[0].unique().tolist() == [-1] and batch[1].unique().tolist() == [1]
 
 
@@ -67,7 +67,7 @@ def test_a_single_image_is_a_row_of_the_batch():
     dataset = numbered(4)
     for index in (0, 3, -1):
         image, label = dataset[index]
-        assert torch.equal(image, dataset.take([index % 4])[0][0])
+        assert torch.equal(image, dataset.batch([index % 4])[0][0])
         assert label == index % 4 and isinstance(label, int)
     with pytest.raises(IndexError):
         dataset[4]
@@ -79,7 +79,7 @@ def test_a_sample_is_the_same_for_a_seed_and_holds_no_image_twice():
     images, labels = dataset.sample(10, seed=3)
     again, same_labels = dataset.sample(10, seed=3)
     assert torch.equal(images, again) and torch.equal(labels, same_labels)
-    assert torch.equal(images, dataset.take(labels.tolist())[0])  # labels are the images' numbers
+    assert torch.equal(images, dataset.batch(labels.tolist())[0])  # labels are the images' numbers
     picked = torch.randperm(30, generator=torch.Generator().manual_seed(3))[:10]
     assert torch.equal(labels, picked) and len(set(labels.tolist())) == 10
     assert dataset.sample(10, seed=4)[1].tolist() != labels.tolist()
@@ -107,7 +107,7 @@ def test_what_is_read_can_be_sent_to_another_process(few_shapes, tmp_path):
 def test_a_batch_does_not_change_the_images():
     dataset = numbered(3, torch.Generator().manual_seed(0))
     before = dataset.images.clone()
-    dataset.take([0, 1, 2])[0].zero_()
+    dataset.batch([0, 1, 2])[0].zero_()
     assert torch.equal(dataset.images, before)
 
 
@@ -140,7 +140,7 @@ def test_augmented_images_are_flips_and_crops_and_all_of_them_occur():
     oracles = [all_flips_and_crops(image.numpy()) for image in dataset.images]
     seen = []
     for _ in range(30):
-        batch, labels = dataset.take([0, 1] * 50)
+        batch, labels = dataset.batch([0, 1] * 50)
         for image, label in zip(batch, labels, strict=True):  # KeyError: not a flip and crop
             seen.append(oracles[label][to_bytes(image).numpy().tobytes()])
     assert set(seen) == {(f, t, s) for f in (False, True) for t in range(9) for s in range(9)}
@@ -155,10 +155,10 @@ def test_augmentation_is_drawn_from_the_generator_alone():
         first.images, first.labels, first.classes, torch.Generator().manual_seed(5)
     )
     torch.manual_seed(1)
-    batch = first.take(list(range(8)))[0]
+    batch = first.batch(list(range(8)))[0]
     torch.manual_seed(2)
-    assert torch.equal(batch, second.take(list(range(8)))[0])
-    assert not torch.equal(batch, second.take(list(range(8)))[0])  # it goes on
+    assert torch.equal(batch, second.batch(list(range(8)))[0])
+    assert not torch.equal(batch, second.batch(list(range(8)))[0])  # it goes on
 
 
 # --- Fewer images, wrong labels
@@ -229,7 +229,7 @@ def test_loaders_are_real_and_shuffle_with_the_seed(few_shapes):
     assert len({tuple(epoch) for epoch in epochs}) == 3  # a new order every epoch
     assert order(other.train_loader) not in epochs
     dataset = one.train_loader.dataset
-    everything = sorted(order(DataLoader(dataset, 7)))
+    everything = sorted(order(DataLoader(dataset, 7, collate_fn=data.already_collated)))
     assert len(set(everything)) == 50
     assert all(sorted(epoch) == everything for epoch in epochs)  # each image once an epoch
 
@@ -258,12 +258,8 @@ def test_the_last_batch_is_what_is_left(few_shapes):
     assert len(loaded.train_loader) == 7
 
 
-@pytest.mark.parametrize("batch_size", [4, 7, 16, 17, 50])
-@pytest.mark.parametrize("gathered", [1, 16, 128])
-def test_gathering_many_images_at_once_gives_the_batches_of_a_plain_loader(
-    few_shapes, monkeypatch, gathered, batch_size
-):
-    monkeypatch.setattr(data, "GATHER_SIZE", gathered)
+@pytest.mark.parametrize("batch_size", [4, 7, 50])
+def test_whole_batches_are_those_of_a_loader_that_stacks_single_images(few_shapes, batch_size):
     ours = load_data("shapes", batch_size=batch_size, seed=5).train_loader
     generator = torch.Generator().manual_seed(5)
     one_by_one = [ours.dataset[index] for index in range(50)]
@@ -272,19 +268,6 @@ def test_gathering_many_images_at_once_gives_the_batches_of_a_plain_loader(
         batches, expected = list(ours), [tuple(batch) for batch in plain]
         torch.testing.assert_close(batches, expected, rtol=0, atol=0)
         assert torch.equal(ours.generator.get_state(), generator.get_state())
-
-
-def test_a_batch_of_four_does_not_ask_for_four_images(few_shapes, monkeypatch):
-    asked = []
-    gather = ImageDataset.take
-    monkeypatch.setattr(
-        ImageDataset,
-        "take",
-        lambda self, indices: asked.append(len(indices)) or gather(self, indices),
-    )
-    monkeypatch.setattr(data, "GATHER_SIZE", 18)
-    assert len(list(load_data("shapes").train_loader)) == 13
-    assert asked == [16, 16, 16, 2]
 
 
 def test_the_test_images_come_in_order_and_unchanged(few_shapes):

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from loaders import in_python_loader, in_rust_loader, open_run
 from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from torch.utils.data import DataLoader
 
-import data
 import train_cifar
 from model import Net
 from support import checkpoint
@@ -304,10 +304,10 @@ def test_a_resumed_run_does_not_count_the_skipping(image_folder, tmp_path, monke
             clock[0] += 1
             yield batch
 
-    original = data.BatchLoader.__iter__
+    original = DataLoader.__iter__
     arguments = settings(image_folder, tmp_path, "--report-every", 80)
     train(arguments, tmp_path / "run", Fault("support.run.Run.stop_if_asked", interrupt, 7))
-    monkeypatch.setattr(data.BatchLoader, "__iter__", slowly)
+    monkeypatch.setattr(DataLoader, "__iter__", slowly)
     monkeypatch.setattr("support.run.time.perf_counter", lambda: clock[0])
     assert train_cifar.main(["--resume", str(tmp_path / "run")]) == 0
     speeds = read_scalars(tmp_path / "run")["training progress/images per second"]

@@ -5,12 +5,11 @@ positive outside and zero on its edge. Many pictures are drawn by each array ope
 60,000 take about 3 seconds.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 SIZE = 32  # height and width of a picture
 CHUNK = 60  # pictures drawn at once: few enough for their arrays to stay in the cache
+CLASSES = "arrow circle cross heart hourglass moon ring square star triangle".split()
 
 # How hard the pictures are: with these, the net is about 80 % right after the default two epochs.
 MIN_RADIUS, MAX_RADIUS = 6, 12  # of a shape, in pixels
@@ -24,72 +23,39 @@ def length(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.sqrt(x * x + y * y)  # np.hypot is careful about overflow, and several times slower
 
 
-# The shapes, about one unit in radius; x goes to the right and y goes down.
-
-
-def arrow(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    shaft = np.maximum(abs(x + 0.45) - 0.55, abs(y) - 0.28)
-    head = np.maximum(-x, 0.6 * x + 0.8 * abs(y) - 0.6)
-    return np.minimum(shaft, head)
-
-
-def circle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return length(x, y) - 0.85
-
-
-def cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    x, y = abs(x), abs(y)
-    return np.maximum(np.maximum(x, y) - 0.95, np.minimum(x, y) - 0.3)
-
-
-def heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    x = abs(x)
-    lobe = length(x - 0.42, y + 0.3) - 0.48
-    tip = np.maximum(0.75 * x + 0.66 * y - 0.6, 0.66 * (x - 0.42) - 0.75 * (y + 0.3))
-    return np.minimum(lobe, np.maximum(tip, -0.4 - y))
-
-
-def hourglass(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    x, y = abs(x), abs(y)
-    return np.maximum(y - 0.85, 0.8 * x - 0.6 * y - 0.08)
-
-
-def moon(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.maximum(length(x, y) - 0.95, 0.75 - length(x - 0.5, y))
-
-
-def ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return abs(length(x, y) - 0.7) - 0.2
-
-
-def square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.maximum(abs(x), abs(y)) - 0.75
-
-
-def star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    tenth = np.float32(np.pi / 5)  # fold the five points, each with two mirrored halves, into one
-    angle = abs((np.arctan2(x, -y) + tenth) % (2 * tenth) - tenth)
-    radius = length(x, y)
-    return 0.35 * radius * np.cos(angle) + 0.937 * radius * np.sin(angle) - 0.35
-
-
-def triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.maximum(y, 0.866 * abs(x) - 0.5 * y) - 0.5
-
-
-SHAPES: list[Callable[[np.ndarray, np.ndarray], np.ndarray]] = [
-    arrow,
-    circle,
-    cross,
-    heart,
-    hourglass,
-    moon,
-    ring,
-    square,
-    star,
-    triangle,
-]
-CLASSES = [shape.__name__ for shape in SHAPES]
+def distance_to(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The signed distance to a shape of about one unit in radius; x goes right and y goes down."""
+    match shape:
+        case "arrow":
+            shaft = np.maximum(abs(x + 0.45) - 0.55, abs(y) - 0.28)
+            head = np.maximum(-x, 0.6 * x + 0.8 * abs(y) - 0.6)
+            return np.minimum(shaft, head)
+        case "circle":
+            return length(x, y) - 0.85
+        case "cross":
+            x, y = abs(x), abs(y)
+            return np.maximum(np.maximum(x, y) - 0.95, np.minimum(x, y) - 0.3)
+        case "heart":
+            x = abs(x)
+            lobe = length(x - 0.42, y + 0.3) - 0.48
+            tip = np.maximum(0.75 * x + 0.66 * y - 0.6, 0.66 * (x - 0.42) - 0.75 * (y + 0.3))
+            return np.minimum(lobe, np.maximum(tip, -0.4 - y))
+        case "hourglass":
+            x, y = abs(x), abs(y)
+            return np.maximum(y - 0.85, 0.8 * x - 0.6 * y - 0.08)
+        case "moon":
+            return np.maximum(length(x, y) - 0.95, 0.75 - length(x - 0.5, y))
+        case "ring":
+            return abs(length(x, y) - 0.7) - 0.2
+        case "square":
+            return np.maximum(abs(x), abs(y)) - 0.75
+        case "star":
+            tenth = np.float32(np.pi / 5)  # fold the five points, each with two mirrored halves
+            angle = abs((np.arctan2(x, -y) + tenth) % (2 * tenth) - tenth)
+            radius = length(x, y)
+            return 0.35 * radius * np.cos(angle) + 0.937 * radius * np.sin(angle) - 0.35
+        case "triangle":
+            return np.maximum(y, 0.866 * abs(x) - 0.5 * y) - 0.5
 
 
 def draw_shapes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -136,9 +102,10 @@ def draw_chunk(labels: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]
     room = SIZE / 2 - 1 - radius
     u, v = rotate(x - room * random(-1, 1), y - room * random(-1, 1), random(-MAX_TURN, MAX_TURN))
     distance = np.empty_like(u)
-    for label, shape in enumerate(SHAPES):
+    for label, shape in enumerate(CLASSES):
         rows = labels == label
-        distance[rows] = radius[rows] * shape(u[rows] / radius[rows], v[rows] / radius[rows])
+        r = radius[rows]
+        distance[rows] = r * distance_to(shape, u[rows] / r, v[rows] / r)
     paint(canvas, distance, color(random(0, 1), 0.55 - light + random(0.05, 0.35)))
 
     # Something small in front of it, and grain.

@@ -2,9 +2,10 @@
 
 Nothing here reads a global, a file or a run: writer, net, images and class names are passed in, so
 that every function can be lifted into the training of any image classifier. Tensors may be on any
-device. Shapes: B images in a batch, N samples, C classes; images are (B, 1 or 3, H, W) of any size,
-normalised with `mean` and `std`: numbers, or one for each channel. The defaults are those of
-Normalize(0.5, 0.5). The file goes from tab to tab; how a figure is drawn comes last.
+device. Shapes: B images in a batch, N samples, C classes; images are (B, 1 or 3, H, W) of any size.
+`norm` is the mean and standard deviation that they were normalised with, numbers or one for each
+channel: (0.5, 0.5) after Normalize(0.5, 0.5). The file goes from tab to tab; how figures are drawn
+comes after that, and how the graph is drawn comes last.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib import font_manager, rc_context
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from tensorboard.compat.proto.attr_value_pb2 import AttrValue
 from tensorboard.compat.proto.event_pb2 import Event
@@ -39,9 +40,10 @@ COLUMNS = 8  # of them in a row
 TILE, GAP, TITLE = 128, 8, 56  # pixels: an image's longer side, around it, above it
 DPI = 100  # pixels per inch, by which Matplotlib measures
 BINS = 64  # of a histogram
-MARKUP = re.compile(r"[\\`*_\[\]<>&|]")  # what Markdown may take for more than text
+MARKUP = re.compile(r"[\\`*_\[\]<>&|]")  # what Markdown would interpret
 
 Channels = float | Sequence[float]  # one number for all channels, or one for each
+Norm = tuple[Channels, Channels]  # mean and standard deviation
 
 # Class names may be Chinese, for which DejaVu has no glyphs: any of these helps where installed.
 # (Matplotlib before 3.11 sees only the first font of a collection: Noto's is the Japanese one.)
@@ -108,13 +110,32 @@ def add_image_grid(
     labels: torch.Tensor,
     classes: Sequence[str],
     step: int = 0,
-    mean: Channels = 0.5,
-    std: Channels = 0.5,
+    norm: Norm = (0.5, 0.5),
 ) -> None:
     """IMAGES: training images (B, 1 or 3, H, W) with the names of their labels (B,)."""
     titles = [shorten(classes[label]) for label in labels.tolist()]
-    figure = plot_images(images, titles, None, mean, std, size=10)
+    figure = plot_images(images, titles, None, norm, size=10)
     add_figure(writer, "training images", figure, step)
+
+
+def add_batch(
+    writer: SummaryWriter,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    classes: Sequence[str],
+    step: int,
+    norm: Norm = (0.5, 0.5),
+) -> None:
+    """IMAGES: a batch (B, 1 or 3, H, W) with labels (B,), as the training loop has it.
+
+    What goes wrong on the way to the net shows here, not in the data set: pixels on another scale,
+    labels of other images, batches in order. Up to 16 images are drawn.
+    """
+    pixels = images.detach().cpu().float()
+    heading = f"least {pixels.min():.3g}, greatest {pixels.max():.3g},\nmean {pixels.mean():.3g}"
+    titles = [shorten(classes[label]) for label in labels[:16].tolist()]
+    figure = plot_images(images[:16], titles, None, norm, size=10, heading=heading)
+    add_figure(writer, "training batch", figure, step)
 
 
 def images_to_probs(net: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,8 +154,7 @@ def plot_classes_preds(
     images: torch.Tensor,
     labels: torch.Tensor,
     classes: Sequence[str],
-    mean: Channels = 0.5,
-    std: Channels = 0.5,
+    norm: Norm = (0.5, 0.5),
 ) -> Figure:
     """Draw images (B, 1 or 3, H, W) with predicted class, its probability, and label (B,).
 
@@ -144,7 +164,7 @@ def plot_classes_preds(
     labels = labels.cpu()
     colors = [RIGHT if right else WRONG for right in (preds == labels).tolist()]
     titles = prediction_titles(preds, probs, labels, classes)
-    return plot_images(images, titles, colors, mean, std)
+    return plot_images(images, titles, colors, norm)
 
 
 def prediction_titles(
@@ -164,11 +184,10 @@ def add_predictions(
     labels: torch.Tensor,
     classes: Sequence[str],
     step: int,
-    mean: Channels = 0.5,
-    std: Channels = 0.5,
+    norm: Norm = (0.5, 0.5),
 ) -> None:
-    """IMAGES: what the net says now of a batch of images, and what they are."""
-    figure = plot_classes_preds(net, images, labels, classes, mean, std)
+    """IMAGES: what the net now predicts for a batch of images, and what they are."""
+    figure = plot_classes_preds(net, images, labels, classes, norm)
     add_figure(writer, "predictions vs. actuals", figure, step)
 
 
@@ -190,8 +209,7 @@ def add_mistakes(
     labels: torch.Tensor,
     classes: Sequence[str],
     step: int,
-    mean: Channels = 0.5,
-    std: Channels = 0.5,
+    norm: Norm = (0.5, 0.5),
 ) -> None:
     """IMAGES: wrongly classified images (B, 1 or 3, H, W) with predicted and true class.
 
@@ -202,8 +220,8 @@ def add_mistakes(
         return
     highest, preds = probs.max(dim=1)
     titles = prediction_titles(preds, highest, labels, classes)
-    figure = plot_images(images, titles, [WRONG] * len(titles), mean, std)
-    write_text(figure, GAP, GAP / 2, "surest mistakes first", va="top", ha="left", size=8)
+    heading = "surest mistakes first"
+    figure = plot_images(images, titles, [WRONG] * len(titles), norm, heading=heading)
     add_figure(writer, "test/worst mistakes", figure, step)
 
 
@@ -268,8 +286,7 @@ def add_feature_maps(
     conv: nn.Conv2d,
     image: torch.Tensor,
     step: int,
-    mean: Channels = 0.5,
-    std: Channels = 0.5,
+    norm: Norm = (0.5, 0.5),
 ) -> None:
     """IMAGES: one image (1 or 3, H, W), then what each filter of a first layer answers to it.
 
@@ -280,11 +297,11 @@ def add_feature_maps(
         maps = F.relu(conv(image[None].to(conv.weight.device)))[0, : MAX_TILES - 1].cpu()
     maps = maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-6)  # each in its own contrast
     tiles = fit(maps[:, None], 112)  # (K, 1, H', W')
-    seen = unnormalize(image[None], mean, std)
+    seen = image[None]
     for dim, stride in enumerate(conv.stride, start=2):
         covered = min(maps.shape[dim - 1] * stride, seen.shape[dim])
         seen = seen.narrow(dim, (seen.shape[dim] - covered) // 2, covered)
-    seen = F.interpolate(seen, size=tiles.shape[2:], mode="area")
+    seen = unnormalize(F.interpolate(seen, size=tiles.shape[2:], mode="area"), norm)
     tiles = torch.cat([seen, tiles.expand(-1, 3, -1, -1)])
     grid = make_grid(tiles, nrow=COLUMNS, padding=8, pad_value=1.0)
     writer.add_image("what the net sees/feature maps", grid, step)
@@ -296,7 +313,7 @@ def add_feature_maps(
 def add_net_graph(writer: SummaryWriter, net: nn.Module, images: torch.Tensor) -> None:
     """GRAPHS: the layers of `net` and the shapes between them, for images on the net's device.
 
-    A net that cannot be drawn gives a warning: the picture is never worth the training.
+    Where it cannot be drawn, a warning says why: no picture is worth a training run.
     """
     with kept_modes(net):
         net.eval()  # drawn as it predicts, without what batch norm does in training
@@ -307,72 +324,6 @@ def add_net_graph(writer: SummaryWriter, net: nn.Module, images: torch.Tensor) -
             warnings.warn(f"the graph of the net could not be drawn: {reason}", stacklevel=2)
         else:
             writer.file_writer.add_event(Event(graph_def=graph.SerializeToString()))
-
-
-def net_graph(net: nn.Module, images: torch.Tensor) -> GraphDef:
-    """Draw the operations of `net` that torch.export finds, each in the box of its layer.
-
-    Only shapes are computed, no numbers. `SummaryWriter.add_graph` uses torch.jit.trace, which is
-    deprecated, leaves functions such as relu nameless, and draws a layer used twice as a loop.
-    """
-    program = torch.export.export(net, (images,), strict=False)
-    signature = program.graph_signature
-    weights = {  # of the nodes that are the net's own tensors: their names, such as "conv1.weight"
-        **signature.inputs_to_parameters,
-        **signature.inputs_to_buffers,
-        **signature.inputs_to_lifted_tensor_constants,
-    }
-    graph, names, uses = GraphDef(), {}, Counter()
-    for node in program.graph.nodes:
-        if node.op == "placeholder" and not node.users:
-            continue  # such as the counter of a batch norm
-        name = graph_name(net, node, weights.get(node.name))
-        uses[name] += 1
-        # Of relu_1, relu_2 and so on TensorBoard makes one node; "relu (2)" stays in its place.
-        names[node] = name if uses[name] == 1 else f"{name} ({uses[name]})"
-        value = node.meta.get("val")  # a tensor without numbers, or several, or none
-        tensors = value if isinstance(value, tuple | list) else [value]
-        sizes = [tensor.shape for tensor in tensors if isinstance(tensor, torch.Tensor)]
-        shapes = [TensorShapeProto(dim=[{"size": n} for n in size]) for size in sizes]
-        graph.node.add(
-            name=names[node],
-            op=str(node.target) if node.op == "call_function" else node.op,
-            input=[names[source] for source in node.all_input_nodes],
-            attr={"_output_shapes": AttrValue(list=AttrValue.ListValue(shape=shapes))},
-        )
-    return graph
-
-
-def graph_name(net: nn.Module, node: torch.fx.Node, weight: str | None) -> str:
-    """Name a node by the boxes it stands in: "Net/conv1 Conv2d/weight", "Net/relu", "input/x".
-
-    A weight stands beside the operation that first uses it.
-    """
-    if node.op == "output":
-        return "output/output"
-    if node.op == "placeholder" and weight is None:
-        return f"input/{node.name}"
-    layers = layer_boxes(net, next(iter(node.users)) if weight else node)
-    if weight is None:
-        return f"{list(layers.values())[-1]}/{re.sub(r'_[0-9]+$', '', node.name)}"
-    path = [path for path in layers if path == "" or weight.startswith(f"{path}.")][-1]
-    return f"{layers[path]}/{weight.removeprefix(f'{path}.')}"
-
-
-def layer_boxes(net: nn.Module, node: torch.fx.Node) -> dict[str, str]:
-    """The layers around an operation, from the net inwards: {"conv1": "Net/conv1 Conv2d"}.
-
-    A layer that is called again gets a box of its own, such as "Net/pool (2) MaxPool2d".
-    """
-    box, outer = type(net).__name__, ""
-    boxes = {outer: box}
-    for call, (path, _) in node.meta.get("nn_module_stack", {}).items():
-        if path:
-            name, again = path.removeprefix(f"{outer}."), call.partition("@")[2]  # "1": again
-            name += f" ({int(again) + 1})" if again else ""
-            box += f"/{name} {type(net.get_submodule(path)).__name__}"
-            boxes[path], outer = box, path
-    return boxes
 
 
 @contextlib.contextmanager
@@ -397,36 +348,20 @@ def add_histograms(writer: SummaryWriter, net: nn.Module, step: int) -> None:
     """
     for name, parameter in net.named_parameters():
         if parameter.numel() >= BINS:
-            add_histogram(writer, f"weights/{name}", parameter.detach(), step)
+            add_histogram(writer, f"weights/{name}", parameter, step)
             if parameter.grad is not None:
                 add_histogram(writer, f"gradients/{name}", parameter.grad, step)
 
 
 def add_histogram(writer: SummaryWriter, tag: str, values: torch.Tensor, step: int) -> None:
-    """HISTOGRAMS: one tensor of any shape, in equal bins.
+    """HISTOGRAMS: the finite values of a tensor of any shape; nothing where there are none.
 
-    `SummaryWriter.add_histogram` does the same with NumPy, several times slower, and raises where
-    all values are NaN; those that are NaN or infinite are left out here.
+    The writer's own method fails where a value is NaN, and counts in the precision of the values.
     """
-    values = values.flatten().cpu()
-    values = values[values.isfinite()]
-    if values.numel() == 0:
-        return
-    low, high = values.min().item(), values.max().item()
-    if low == high:
-        width = abs(low) / 1000 or 1e-3  # a bin needs one, but a narrow one: these are all alike
-        low, high = low - width, high + width
-    writer.add_histogram_raw(
-        tag,
-        min=low,
-        max=high,
-        num=values.numel(),
-        sum=values.sum().item(),
-        sum_squares=values.square().sum().item(),
-        bucket_limits=torch.linspace(low, high, BINS + 1)[1:].tolist(),  # right edges
-        bucket_counts=values.histc(BINS, low, high).tolist(),
-        global_step=step,
-    )
+    values = values.detach().cpu()
+    finite = values[values.isfinite()]
+    if finite.numel() > 0:
+        writer.add_histogram(tag, finite.double(), step, bins=BINS)
 
 
 # ------------------------------------------------------------------------------------ PR CURVES
@@ -476,9 +411,9 @@ def add_table(
     writer.add_text(tag, markdown_table(rows), step)
 
 
-def as_entity(sign: re.Match[str]) -> str:
-    """A sign as HTML has it by its number, in which Markdown sees only text."""
-    return f"&#{ord(sign[0])};"
+def as_entity(character: re.Match[str]) -> str:
+    """Write a character as HTML does by its number, in which Markdown sees only text."""
+    return f"&#{ord(character[0])};"
 
 
 def readable(text: str) -> str:
@@ -569,8 +504,7 @@ def add_projector(
     labels: torch.Tensor,
     classes: Sequence[str],
     step: int,
-    mean: Channels = 0.5,
-    std: Channels = 0.5,
+    norm: Norm = (0.5, 0.5),
 ) -> None:
     """PROJECTOR: features (N, D) with class names, and images (N, 1 or 3, H, W) as thumbnails.
 
@@ -578,7 +512,7 @@ def add_projector(
     """
     names = [" ".join(classes[label].split()) for label in labels.tolist()]
     # Packing the thumbnails into a PNG takes most of the time: smaller ones save half of it.
-    thumbnails = fit(unnormalize(images, mean, std), 20)
+    thumbnails = unnormalize(fit(images, 20), norm)
     writer.add_embedding(features.cpu(), names, thumbnails, global_step=step, tag="features")
 
 
@@ -589,15 +523,17 @@ def plot_images(
     images: torch.Tensor,
     titles: Sequence[str],
     colors: Sequence[str] | None = None,
-    mean: Channels = 0.5,
-    std: Channels = 0.5,
+    norm: Norm = (0.5, 0.5),
     size: int = 8,
+    heading: str = "",
 ) -> Figure:
     """Draw images (B, 1 or 3, H, W) in rows of up to eight, 64 at most.
 
-    Each stands below its title, in letters of `size` points.
+    Each stands below its title, in letters of `size` points; `heading` is in the upper left corner.
     """
-    fig = matplotlib_imshow(images, mean, std)
+    fig = matplotlib_imshow(images, norm)
+    if heading:
+        write_text(fig, GAP, GAP / 2, heading, va="top", ha="left", size=8)
     for index, title in enumerate(titles[:MAX_TILES]):
         row, column = divmod(index, COLUMNS)
         x = (column + 0.5) * (TILE + 2 * GAP)
@@ -607,30 +543,33 @@ def plot_images(
     return fig
 
 
-def matplotlib_imshow(images: torch.Tensor, mean: Channels = 0.5, std: Channels = 0.5) -> Figure:
-    """Return a figure of images (B, 1 or 3, H, W) in their own colours, with room for titles."""
-    tiles = fit(unnormalize(images[:MAX_TILES], mean, std), TILE)
+def matplotlib_imshow(images: torch.Tensor, norm: Norm = (0.5, 0.5)) -> Figure:
+    """Return a figure of images (B, 1 or 3, H, W) in their own colours, with room for titles.
+
+    The notes' function of this name draws a single image into the current Matplotlib axes.
+    """
+    tiles = unnormalize(fit(images[:MAX_TILES], TILE), norm)
     below, beside = TILE - tiles.shape[2], TILE - tiles.shape[3]
     margins = (GAP + beside // 2, GAP + beside - beside // 2, TITLE, GAP + below)
     cells = F.pad(tiles, margins, value=1.0)  # in white
     return pixel_figure(make_grid(cells, nrow=COLUMNS, padding=0, pad_value=1.0))
 
 
-def unnormalize(images: torch.Tensor, mean: Channels, std: Channels) -> torch.Tensor:
+def unnormalize(images: torch.Tensor, norm: Norm) -> torch.Tensor:
     """Turn normalised images (B, 1 or 3, H, W) into RGB (B, 3, H, W) in [0, 1], on the CPU."""
-    mean, std = (torch.as_tensor(value).float().view(-1, 1, 1) for value in (mean, std))
+    mean, std = (torch.as_tensor(value).float().view(-1, 1, 1) for value in norm)
     return (images.detach().cpu() * std + mean).clamp(0, 1).expand(-1, 3, -1, -1)
 
 
-def fit(pixels: torch.Tensor, side: int) -> torch.Tensor:
-    """Scale pixels (B, C, H, W) so that the longer side of them has at most `side`.
+def fit(images: torch.Tensor, side: int) -> torch.Tensor:
+    """Scale images (B, C, H, W) so that the longer side of them has at most `side` pixels.
 
     Small ones grow by a whole number: each pixel becomes a square.
     """
-    longest = max(pixels.shape[2:])
+    longest = max(images.shape[2:])
     scale = side // longest or side / longest
-    size = [max(1, round(length * scale)) for length in pixels.shape[2:]]
-    return F.interpolate(pixels, size=size, mode="area")
+    size = [max(1, round(length * scale)) for length in images.shape[2:]]
+    return F.interpolate(images, size=size, mode="area")
 
 
 def pixel_figure(pixels: torch.Tensor) -> Figure:
@@ -654,10 +593,9 @@ def write_text(fig: Figure, x: float, y: float, text: str, va: str = "bottom", *
 
 
 def add_figure(writer: SummaryWriter, tag: str, figure: Figure, step: int) -> None:
-    """IMAGES: a Matplotlib figure; the writer's own `add_figure`, drawn faster."""
-    # Most of a figure's time goes into its letters; without hinting they take a third less.
-    with warnings.catch_warnings(), rc_context({"text.hinting": "none"}):
-        # A sign that no font has becomes a box; `chinese_fonts` says so once, not for each sign.
+    """IMAGES: a Matplotlib figure."""
+    with warnings.catch_warnings():
+        # A character that no font has becomes a box: `chinese_fonts` says so once for all.
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         writer.add_figure(tag, figure, step)
 
@@ -665,14 +603,7 @@ def add_figure(writer: SummaryWriter, tag: str, figure: Figure, step: int) -> No
 @functools.cache
 def chinese_fonts() -> list[str]:
     """Names of installed fonts for what DejaVu lacks; where there are none, a warning says so."""
-    manager = font_manager.fontManager
-    if not any(font.name in CJK_FONTS for font in manager.ttflist):
-        # Matplotlib keeps a list of the fonts that were there when it ran for the first time.
-        known = {font.fname for font in manager.ttflist}
-        for path in sorted(set(font_manager.findSystemFonts()) - known):
-            with contextlib.suppress(Exception):  # a kind of font that Matplotlib cannot use
-                manager.addfont(path)
-    installed = {font.name for font in manager.ttflist}
+    installed = set(font_manager.get_font_names())
     found = [name for name in CJK_FONTS if name in installed]
     if not found:
         warnings.warn(
@@ -695,4 +626,73 @@ def shorten(name: str, limit: int = 16) -> str:
 
 def display_width(text: str) -> int:
     """The columns that a text takes: a Chinese character takes two."""
-    return len(text) + sum(unicodedata.east_asian_width(sign) in "WF" for sign in text)
+    return len(text) + sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+
+
+# ----------------------------------------------------------------------- how the graph is drawn
+
+
+def net_graph(net: nn.Module, images: torch.Tensor) -> GraphDef:
+    """Draw the operations of `net` that torch.export finds, each in the box of its layer.
+
+    Only shapes are computed, no numbers. `SummaryWriter.add_graph` uses torch.jit.trace, which is
+    deprecated, leaves functions such as relu nameless, and draws a layer used twice as a loop.
+    """
+    program = torch.export.export(net, (images,), strict=False)
+    signature = program.graph_signature
+    weights = {  # of the nodes that are the net's own tensors: their names, such as "conv1.weight"
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    graph, names, uses = GraphDef(), {}, Counter()
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and not node.users:
+            continue  # such as the counter of a batch norm
+        name = graph_name(net, node, weights.get(node.name))
+        uses[name] += 1
+        # Of relu_1, relu_2 and so on TensorBoard makes one node; "relu (2)" stays in its place.
+        names[node] = name if uses[name] == 1 else f"{name} ({uses[name]})"
+        value = node.meta.get("val")  # a tensor without numbers, or several, or none
+        tensors = value if isinstance(value, tuple | list) else [value]
+        sizes = [tensor.shape for tensor in tensors if isinstance(tensor, torch.Tensor)]
+        shapes = [TensorShapeProto(dim=[{"size": n} for n in size]) for size in sizes]
+        graph.node.add(
+            name=names[node],
+            op=str(node.target) if node.op == "call_function" else node.op,
+            input=[names[source] for source in node.all_input_nodes],
+            attr={"_output_shapes": AttrValue(list=AttrValue.ListValue(shape=shapes))},
+        )
+    return graph
+
+
+def graph_name(net: nn.Module, node: torch.fx.Node, weight: str | None) -> str:
+    """Name a node by the boxes it stands in: "Net/conv1 Conv2d/weight", "Net/relu", "input/x".
+
+    A weight stands beside the operation that first uses it.
+    """
+    if node.op == "output":
+        return "output/output"
+    if node.op == "placeholder" and weight is None:
+        return f"input/{node.name}"
+    layers = layer_boxes(net, next(iter(node.users)) if weight else node)
+    if weight is None:
+        return f"{list(layers.values())[-1]}/{re.sub(r'_[0-9]+$', '', node.name)}"
+    path = [path for path in layers if path == "" or weight.startswith(f"{path}.")][-1]
+    return f"{layers[path]}/{weight.removeprefix(f'{path}.')}"
+
+
+def layer_boxes(net: nn.Module, node: torch.fx.Node) -> dict[str, str]:
+    """The layers around an operation, from the net inwards: {"conv1": "Net/conv1 Conv2d"}.
+
+    A layer that is called again gets a box of its own, such as "Net/pool (2) MaxPool2d".
+    """
+    box, outer = type(net).__name__, ""
+    boxes = {outer: box}
+    for call, (path, _) in node.meta.get("nn_module_stack", {}).items():
+        if path:
+            name, again = path.removeprefix(f"{outer}."), call.partition("@")[2]  # "1": again
+            name += f" ({int(again) + 1})" if again else ""
+            box += f"/{name} {type(net.get_submodule(path)).__name__}"
+            boxes[path], outer = box, path
+    return boxes

@@ -9,6 +9,7 @@ import json
 import re
 import statistics
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -97,17 +98,22 @@ def measure_all(
     where it was.
     """
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    done = dict(map(json.loads, lines))
-    with ThreadPoolExecutor(jobs) as pool, path.open("a", encoding="utf-8") as file:
-        waiting = {pool.submit(do): name for name, do in tasks.items() if name not in done}
+    done, lock = dict(map(json.loads, lines)), threading.Lock()
+
+    def measure(name: str) -> None:
+        result = tasks[name]()
+        with lock:
+            done[name] = result
+            print(f"{len(done)}: {name}", file=sys.stderr)
+            file.write(json.dumps([name, result]) + "\n")
+            file.flush()
+
+    with path.open("a", encoding="utf-8") as file, ThreadPoolExecutor(jobs) as pool:
+        waiting = [pool.submit(measure, name) for name in tasks if name not in done]
         try:
             for future in as_completed(waiting):
-                name = waiting[future]
-                done[name] = future.result()
-                print(f"{len(done)}: {name}", file=sys.stderr)
-                file.write(json.dumps([name, done[name]]) + "\n")
-                file.flush()
-        except BaseException:
+                future.result()
+        except BaseException:  # Ctrl-C, too
             pool.shutdown(cancel_futures=True)
             raise
     return {name: done[name] for name in tasks}

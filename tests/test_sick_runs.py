@@ -3,62 +3,28 @@
 import json
 import re
 import subprocess
-import sys
-from collections import Counter
 from io import BytesIO
 from pathlib import Path
 
+import figures
 import numpy as np
 import pytest
+import sick_runs
 from conftest import read_scalars, run_tiny
+from pages import ROOT, Page, codes, find_table
 from PIL import Image
-from test_readme import (
-    CODE,
-    COMMENT,
-    FIGURE,
-    MAX_PICTURE_BYTES,
-    QUANTITY,
-    SETTINGS,
-    TENSORBOARD_FLAGS,
-    TRANSLATED,
-    UNITS,
-    Page,
-    Reader,
-    anchor,
-    codes,
-    look_up,
-    number_repeated,
-    titles,
-)
 
 import train_cifar
 import viz
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "screenshots")]
-import sick_runs  # noqa: E402
-
 ENGLISH, CHINESE = "docs/sick-runs.md", "docs/sick-runs.zh-CN.md"
 SLOWEST_S, PAGE_S = 60, 480  # what the page promises: a minute each; and 8 minutes all together
-QUANTITIES = {  # that do not come from the runs, and what they are
-    ("10", "%"): "the accuracy and the precision by chance, with ten classes",
-    (
-        "60",
-        "%",
-    ): "100 % less the share of wrong labels: see test_quantities_follow_from_the_commands",
-}
 
 
 @pytest.fixture(params=[ENGLISH, CHINESE])
 def page(request) -> Page:
     """The page in each language."""
     return Page(request.param)
-
-
-@pytest.fixture
-def both() -> tuple[Page, Page]:
-    """The page in both languages."""
-    return Page(ENGLISH), Page(CHINESE)
 
 
 @pytest.fixture(scope="module")
@@ -84,43 +50,9 @@ def test_the_page_prints_the_commands_that_are_measured(page, results):
     assert results["runs"] == sick_runs.RUNS
 
 
-def test_every_command_is_understood_by_its_program(page, monkeypatch):
-    reader = Reader(monkeypatch)
-    for block in page.blocks:
-        assert block.language in ("bash", "text")
-        if block.language == "bash":
-            for line in block.code.splitlines():
-                reader.read_line(line)
-    for code in page.codes:
-        if code.split()[0] in reader.programs:
-            reader.read_line(code)
-        else:
-            flags = re.findall(r"(?<!\S)--[\w-]+", code)
-            assert set(flags) <= set(SETTINGS) | TENSORBOARD_FLAGS, code
-
-
 def test_what_the_program_says_is_quoted_word_for_word(page, results):
     (quoted,) = (block.code for block in page.blocks if block.language == "text")
     assert quoted == results["photographs"]["exploding"]["0"]["said"]
-
-
-def test_figures_are_those_that_were_measured(page, results):
-    assert sick_runs.fill_in(page.text, results) == page.text
-    for _, unit, path in page.figures:
-        assert look_up(results, path) is not None, path
-        ending = path[path.rfind("_") :] if "_" in path else ""
-        assert unit == UNITS.get(ending, ""), path
-
-
-def test_other_quantities_are_known(page):
-    text = CODE.sub("", COMMENT.sub("", FIGURE.sub("", page.prose)))
-    found = {(number, TRANSLATED.get(unit, unit)) for number, unit in QUANTITY.findall(text)}
-    assert found == set(QUANTITIES)
-
-
-def test_quantities_follow_from_the_commands():
-    args = train_cifar.parse_args(sick_runs.RUNS["wrong-labels"].split())
-    assert 1 - args.wrong_labels == 0.6
 
 
 def test_all_was_measured_on_both_kinds_of_images(results):
@@ -140,59 +72,11 @@ def test_every_sign_was_seen_more_often_than_not(results):
 
 
 def test_the_table_has_every_run_with_its_own_figures(page):
-    rows = page.table("11")
+    rows = find_table([page], "too-low")
     assert [codes(name) for name, *_ in rows] == [[name] for name in sick_runs.RUNS]
     for (name, *cells), run in zip(rows, sick_runs.RUNS, strict=True):
-        paths = [path for cell in cells for _, _, path in FIGURE.findall(cell)]
+        paths = [path for cell in cells for _, _, path in figures.FIGURE.findall(cell)]
         assert paths and all(path.split(".")[1] == run for path in paths), name
-
-
-# ------------------------------------------------------------------------------- pictures and links
-
-
-def test_every_picture_is_shown_and_small(page):
-    shown = [target for _, target in page.pictures]
-    files = ROOT.glob("screenshots/sick/*.png")
-    assert sorted(shown) == sorted(f"../screenshots/sick/{path.name}" for path in files)
-    assert all(alt for alt, _ in page.pictures)
-    for target in shown:
-        assert (ROOT / "docs" / target).stat().st_size < MAX_PICTURE_BYTES
-
-
-def test_links_lead_somewhere(page):
-    anchors = number_repeated(anchor(title) for title in titles(page))
-    for link in page.links:
-        target, _, place = link.partition("#")
-        if target:
-            assert (ROOT / "docs" / target).is_file(), link
-        else:
-            assert place in anchors, link
-
-
-def test_both_languages_have_the_same_sections_code_pictures_figures_and_tables(both):
-    english, chinese = both
-    assert [heading[:2] for heading in english.headings] == [
-        heading[:2] for heading in chinese.headings
-    ]
-    assert english.blocks == chinese.blocks
-    assert [target for _, target in english.pictures] == [target for _, target in chinese.pictures]
-    assert Counter(english.figures) == Counter(chinese.figures)
-    sizes = [
-        [(table.section, [len(row) for row in table.rows]) for table in one.tables] for one in both
-    ]
-    assert sizes[0] == sizes[1]
-
-
-def test_each_language_leads_to_the_other_and_to_its_readme(both):
-    english, chinese = both
-    assert {Path(CHINESE).name, "../README.md"} <= set(english.links)
-    assert {Path(ENGLISH).name, "../README.zh-CN.md"} <= set(chinese.links)
-
-
-def test_headings_and_pictures_are_described_in_the_language_of_the_page(page):
-    texts = [title for _, _, title in page.headings] + [alt for alt, _ in page.pictures]
-    chinese = [text for text in texts if re.search(r"[\u4e00-\u9fff]", text)]
-    assert chinese == (texts if page.name == CHINESE else [])
 
 
 # ------------------------------------------------------------------------- signs in small real runs
@@ -283,14 +167,6 @@ def test_a_run_that_is_refused_or_killed_ends_the_measurement(monkeypatch, tmp_p
     monkeypatch.setattr(sick_runs.subprocess, "run", lambda *_, **__: done)
     with pytest.raises(SystemExit, match=f"dead: ended with status {status}: why"):
         sick_runs.run("dead", "shapes", 0, tmp_path)
-
-
-def test_a_figure_is_filled_in_with_as_many_digits_as_before():
-    page = "ends at 1.0 %<!-- figure: a.b_accuracy -->, not 12<!-- figure: a.steps -->"
-    filled = sick_runs.fill_in(page, {"a": {"b_accuracy": 0.4567, "steps": 4689.0}})
-    assert (
-        filled == "ends at 45.7 %<!-- figure: a.b_accuracy -->, not 4,689<!-- figure: a.steps -->"
-    )
 
 
 # ----------------------------------------------------------------------------- signs in TensorBoard

@@ -1,0 +1,296 @@
+"""The pages taken apart, and a reader of the commands on them that asks each program's own parser.
+
+Every page is here, in both languages: README, docs/*.md, practice/*.md. A new one is checked as
+soon as its file is there.
+"""
+
+import argparse
+import ast
+import re
+import runpy
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import figures
+import pytest
+from tensorboard import default as tensorboard_default
+from tensorboard import load_ipython_extension
+from tensorboard import program as tensorboard_program
+from tensorboard.plugins.core.core_plugin import DEFAULT_PORT
+from torch.distributed.run import get_args_parser as torchrun_parser
+
+from support.errors import InputError
+from train_cifar import parse_args
+
+ROOT = Path(__file__).parents[1]
+ENGLISH = [
+    path.relative_to(ROOT).as_posix()
+    for path in figures.pages()
+    if not path.name.endswith(".zh-CN.md")
+]
+ENGLISH.sort(key=lambda name: name != "README.md")  # it makes the runs that the others speak of
+CHINESE = [name.replace(".md", ".zh-CN.md") for name in ENGLISH]
+SETTINGS = {f"--{name}".replace("_", "-"): value for name, value in vars(parse_args([])).items()}
+
+LOOPS = [  # of bash, and of PowerShell
+    re.compile(r"for (\w+) in ([\d. ]+); do (.+?)(?: \|\| break)?; done"),
+    re.compile(r"foreach \(\$(\w+) in ([\d., ]+)\) \{ (.+) \}"),
+]
+BLOCK = re.compile(
+    r"^(?:<!-- (?P<marker>runs|runs after first) -->\n)?"
+    r"```(?P<language>.*)\n(?P<code>(?s:.*?))^```$",
+    re.M,
+)
+HEADING = re.compile(r"(#+) (?:(\d+(?:\.\d+)?)\.? )?(.+)")
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+CODE = re.compile(r"`([^`\n]+)`")
+COMMENT = re.compile(r"<!-- (.*?) -->")
+
+
+# ------------------------------------------------------------------------------- what is on a page
+
+
+class Block(NamedTuple):
+    """A block of code, with the comment that stands before it."""
+
+    marker: str
+    language: str
+    code: str
+
+
+class Page:
+    """One page in one language, taken apart."""
+
+    def __init__(self, name: str):
+        self.name = name  # its path from the root of the project
+        self.is_chinese = name.endswith(".zh-CN.md")
+        self.text = (ROOT / name).read_text(encoding="utf-8")
+        self.blocks = [
+            Block(found["marker"] or "", found["language"], found["code"])
+            for found in BLOCK.finditer(self.text)
+        ]
+        self.prose = BLOCK.sub("", self.text)
+        self.headings = [
+            found.groups() for found in re.finditer(rf"^{HEADING.pattern}$", self.prose, re.M)
+        ]
+        self.figures = figures.FIGURE.findall(self.prose)
+        links = LINK.findall(CODE.sub("", self.prose))
+        self.pictures = [(alt, target) for picture, alt, target in links if picture]
+        self.links = [target for picture, _, target in links if not picture]
+        self.codes = CODE.findall(self.prose)
+        self.tables = list(read_tables(self.prose))
+
+    def path(self, target: str) -> Path:
+        """Where a link or picture of this page leads."""
+        return (ROOT / self.name).parent / target
+
+    def titles(self) -> list[str]:
+        """The headings as text, their numbers included."""
+        return re.findall(r"^#+ (.+)$", self.prose, re.M)
+
+
+def read_tables(prose: str) -> Iterator[list[list[str]]]:
+    """The tables of a text, as rows of cells, heading first: lines that begin with a bar."""
+    rows = []
+    for line in [*prose.splitlines(), ""]:
+        if line.startswith("|"):
+            cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]]
+            if not all(re.fullmatch(r":?-+:?", cell) for cell in cells):
+                rows.append(cells)
+        elif rows:
+            yield rows
+            rows = []
+
+
+def codes(text: str) -> list[str]:
+    """What stands in `backticks`."""
+    return CODE.findall(text)
+
+
+def find_table(pages: list[Page], code: str) -> list[list[str]]:
+    """The rows, without the heading, of the only table with this code, on whichever page."""
+    tables = [table for page in pages for table in page.tables]
+    (found,) = (rows for rows in tables if code in codes(" ".join(map(" ".join, rows))))
+    return found[1:]
+
+
+def anchor(title: str) -> str:
+    """GitHub's anchor of a heading: small letters, no punctuation, hyphens for spaces."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def number_repeated(anchors) -> set[str]:
+    """GitHub tells the anchors of equal headings apart by a number."""
+    seen: Counter = Counter()
+    found = set()
+    for name in anchors:
+        found.add(f"{name}-{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return found
+
+
+def sources() -> dict[str, str]:
+    """The text of each source file at the top level."""
+    return {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("*.py")}
+
+
+def defined() -> dict[str, set[str]]:
+    """The functions and classes at the top level of each source file."""
+    kinds = ast.FunctionDef | ast.ClassDef
+    return {
+        name: {node.name for node in ast.parse(source).body if isinstance(node, kinds)}
+        for name, source in sources().items()
+    }
+
+
+# -------------------------------------------------------------------------------------- commands
+
+
+FIXED = {  # commands that take no arguments of the reader's
+    "python -m pytest",
+    "python docs/make_notebook.py",
+    "python3 -m venv .venv",
+    "source .venv/bin/activate",
+    "py -m venv .venv",
+    r".venv\Scripts\activate",
+}
+
+
+class Parsed(BaseException):
+    """Ends a script as soon as it has read its command line."""
+
+
+class Reader:
+    """Reads the commands of pages one after the other, each by the parser of its program."""
+
+    def __init__(self, monkeypatch):
+        self.monkeypatch = monkeypatch
+        self.runs: set[str] = set()  # made by the commands so far
+        self.programs = {
+            "pip": self.pip,
+            "python": self.python,
+            "torchrun": self.torchrun,
+            "tensorboard": self.tensorboard,
+            "%tensorboard": self.tensorboard,
+            "%load_ext": self.load_ext,
+            "ssh": self.ssh,
+            "ruff": self.ruff,
+        }
+
+    def read_line(self, line: str) -> None:
+        """Check a line of commands joined by &&, or a loop over one; other shell is refused."""
+        for loop in LOOPS:
+            if found := loop.fullmatch(line):
+                name, values, command = found.groups()
+                for value in re.split(r"[ ,]+", values):
+                    self.read_line(command.replace(f"${name}", value))
+                return
+        for command in line.split(" && "):
+            if command not in FIXED:
+                self.read(self.split(command), line)
+
+    def split(self, command: str) -> list[str]:
+        """The words of a command as a shell splits them."""
+        lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
+        lexer.commenters = ""
+        lexer.wordchars += "%:@=,"
+        words = list(lexer)
+        for word in words:
+            assert not set(word) & set("();<>|&"), f"{command}: {word!r} is not checked"
+        return words
+
+    def read(self, words: list[str], line: str) -> None:
+        """Check one command; fails if its program or its arguments are unknown."""
+        program, *arguments = words
+        assert program in self.programs, f"{line}: nobody checks {program!r}"
+        try:
+            self.programs[program](arguments)
+        except (SystemExit, InputError):
+            pytest.fail(f"{line}: refused by the parser of {program} (see the captured output)")
+
+    def pip(self, words: list[str]) -> None:
+        """Its files exist, and its packages are among the requirements."""
+        parser = argparse.ArgumentParser(allow_abbrev=False)
+        parser.add_argument("command", choices=["install"])
+        parser.add_argument("-r", action="append", default=[])
+        parser.add_argument("-i", "--index-url")
+        parser.add_argument("--upgrade", action="store_true")
+        parser.add_argument("packages", nargs="*")
+        args = parser.parse_intermixed_args(words)
+        assert args.r or args.packages
+        for name in args.r:
+            assert (ROOT / name).is_file(), name
+        required = (ROOT / "requirements.txt").read_text()
+        for package in args.packages:
+            assert re.search(rf"^{re.escape(package)}(?![\w-])", required, re.M), package
+
+    def python(self, words: list[str]) -> None:
+        """A script of ours, TensorBoard, or the tests."""
+        if words[:2] == ["-m", "tensorboard.main"]:
+            self.tensorboard(words[2:])
+            return
+        script, *arguments = words
+        if script == "train_cifar.py":
+            self.train(arguments)
+            return
+        args = self.script(script, arguments)
+        for name in ("run_dir", "resume"):
+            if run_dir := getattr(args, name, None):
+                assert str(run_dir) in self.runs, f"no command makes {run_dir}"
+
+    def train(self, words: list[str]) -> argparse.Namespace:
+        """A run: new, or one that an earlier command has begun."""
+        args = parse_args(words)
+        if args.resume:
+            assert args.resume in self.runs, f"no command makes {args.resume}"
+        elif args.run_name:
+            self.runs.add(f"{args.log_dir}/{args.run_name}")
+        return args
+
+    def script(self, path: str, words: list[str]) -> argparse.Namespace:
+        """The arguments of a script, as it reads them itself, and no more of it is run."""
+        assert (ROOT / path).is_file(), path
+        parse = argparse.ArgumentParser.parse_args
+
+        def parse_and_stop(*args, **kwargs):
+            raise Parsed(parse(*args, **kwargs))
+
+        with self.monkeypatch.context() as patch:
+            patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+            patch.setattr(sys, "argv", [path, *words])
+            patch.setattr(sys, "path", [str((ROOT / path).parent), *sys.path])
+            with pytest.raises(Parsed) as parsed:
+                runpy.run_path(str(ROOT / path), run_name="__main__")
+        return parsed.value.args[0]
+
+    def torchrun(self, words: list[str]) -> None:
+        """Several processes, among which the batch can be shared."""
+        args = torchrun_parser().parse_args(words)
+        assert args.training_script == "train_cifar.py"
+        batch_size = self.train(args.training_script_args).batch_size
+        assert batch_size % (int(args.nproc_per_node) * int(args.nnodes.split(":")[0])) == 0
+
+    def tensorboard(self, words: list[str]) -> argparse.Namespace:
+        """What TensorBoard makes of its flags, among them those of its plugins."""
+        program = tensorboard_program.TensorBoard(tensorboard_default.get_plugins())
+        program.configure(["tensorboard", *words])
+        return program.flags
+
+    def load_ext(self, words: list[str]) -> None:
+        """The package has what a notebook asks for."""
+        assert words == ["tensorboard"] and callable(load_ipython_extension)
+
+    def ssh(self, words: list[str]) -> None:
+        """The port is TensorBoard's."""
+        parser = argparse.ArgumentParser(allow_abbrev=False)
+        parser.add_argument("-L", required=True, dest="forward")
+        parser.add_argument("host")
+        assert parser.parse_args(words).forward == f"{DEFAULT_PORT}:localhost:{DEFAULT_PORT}"
+
+    def ruff(self, words: list[str]) -> None:
+        """As the checks of the project call it."""
+        assert words in (["check", "."], ["format", "--check", "."])

@@ -1,0 +1,505 @@
+"""All pages against the program: excerpts, commands, flags, figures, names, pictures, links."""
+
+import json
+import re
+import shutil
+import textwrap
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import figures
+import pytest
+from conftest import read_events, read_scalars
+from pages import (
+    CHINESE,
+    CODE,
+    COMMENT,
+    ENGLISH,
+    ROOT,
+    SETTINGS,
+    Page,
+    Reader,
+    anchor,
+    codes,
+    defined,
+    find_table,
+    number_repeated,
+    sources,
+)
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+
+import data
+import train_cifar
+from support import download, mirrors, shapes, streams
+from support.errors import InputError
+from support.profiler import TRACE_NAME
+
+MAX_LINES = {"README.md": 600, "README.zh-CN.md": 600}
+MAX_PICTURE_BYTES, MAX_MOVIE_BYTES = 300_000, 1_500_000
+TENSORBOARD_FLAGS = {"--port", "--samples_per_plugin"}  # named in the text
+
+QUANTITY = re.compile(
+    r"(\d[\d,.]*) ?(%|s|ms|[kMG]B|seconds?|minutes?|hours?|秒|分钟|小时)(?![A-Za-z])"
+)
+TRANSLATED = {"秒": "seconds", "分钟": "minutes", "小时": "hours"}
+QUANTITIES = {  # that were not measured by a benchmark, and what they are
+    ("163", "MB"): "the archive of CIFAR-10: see test_quantities_of_the_text_are_the_programs",
+    ("30", "seconds"): "the download's patience: the same test",
+    ("5", "seconds"): "how often TensorBoard looks for new data: the same test",
+    ("60", "%"): "100 % less the share of wrong labels: the same test",
+    ("6", "GB"): "PyTorch and its CUDA packages, by `du` of a fresh environment",
+    ("0.35", "GB"): "the archive and the unpacked files of CIFAR-10",
+    ("1", "%"): "viz.add_confusion_matrix writes no smaller share into its cells",
+    ("4", "MB"): "the folder of a default run, by `du`",
+    ("78", "%"): "an example of what smoothing does to the accuracy on the shapes",
+    ("10", "%"): "the accuracy and the precision by chance, with ten classes",
+}
+
+
+@pytest.fixture(params=[*ENGLISH, *CHINESE])
+def page(request) -> Page:
+    """Each page in each language."""
+    return Page(request.param)
+
+
+@pytest.fixture(params=zip(ENGLISH, CHINESE, strict=True), ids=ENGLISH)
+def both(request) -> list[Page]:
+    """Each page in both languages."""
+    return [Page(name) for name in request.param]
+
+
+@pytest.fixture(params=[ENGLISH, CHINESE], ids=["English", "Chinese"])
+def pages(request) -> list[Page]:
+    """All pages of a language, the README first."""
+    return [Page(name) for name in request.param]
+
+
+@pytest.fixture
+def reader(monkeypatch) -> Reader:
+    return Reader(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def results() -> list[dict]:
+    """What was measured, for all pages."""
+    return figures.load_results()
+
+
+# ------------------------------------------------------------------------------------------ code
+
+
+def test_page_can_be_read_in_one_go(page):
+    assert page.text.count("\n") <= MAX_LINES.get(page.name, 600)
+
+
+def test_every_block_and_comment_is_of_a_kind_that_is_checked(page):
+    known = {"python", "bash", "powershell", "text", "diff"}
+    assert {block.language for block in page.blocks} <= known
+    assert page.text.count("```") == 2 * len(page.blocks)
+    others = [text for text in COMMENT.findall(page.text) if not text.startswith("figure: ")]
+    assert others == [block.marker for block in page.blocks if block.marker]
+    assert page.text.count("<!--") == len(others) + len(page.figures)
+
+
+def test_excerpts_stand_word_for_word_in_the_source(page):
+    excerpts = [b.code for b in page.blocks if b.language == "python" and not b.marker]
+    excerpts += [old_lines(b.code) for b in page.blocks if b.language == "diff"]
+    assert excerpts or page.name not in ("README.md", "README.zh-CN.md")
+    assert [code for code in excerpts if not is_excerpt(code)] == []
+    assert [code for code in excerpts if code.startswith(" ")] == []  # as one would type them
+
+
+def old_lines(diff: str) -> str:
+    """What a diff changes, as it was before."""
+    return textwrap.dedent("".join(f"{line[1:]}\n" for line in diff.splitlines() if line[0] != "+"))
+
+
+def is_excerpt(code: str) -> bool:
+    """Whether the lines stand in a source file, all of them indented by as much more."""
+    indented = [textwrap.indent(code, " " * depth) for depth in range(0, 24, 4)]
+    return any(f"\n{lines}" in f"\n{text}" for text in sources().values() for lines in indented)
+
+
+@pytest.fixture(scope="module")
+def marked() -> dict[str, list[str]]:
+    """The code of the blocks that run as they stand, by their marker, of all pages."""
+    found: dict = {}
+    for block in (block for name in ENGLISH for block in Page(name).blocks):
+        found.setdefault(block.marker, []).append(block.code)
+    return found
+
+
+@pytest.fixture(scope="module")
+def short_walk(marked, tmp_path_factory) -> Path:
+    """A folder in which the short program of the pages was run, with fewer shapes, and `first`."""
+    folder = tmp_path_factory.mktemp("walk")
+    shutil.copytree(ROOT / "docs", folder / "docs")
+    (program,) = marked["runs"]
+    draw = shapes.draw_shapes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "draw_shapes", lambda count, seed: draw(count // 500, seed))
+        patch.setattr(data, "read_cifar10", no_network)
+        patch.chdir(folder)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*torch.jit")
+            run(program.replace("% 2000", "% 5"))
+        words = ["--data", "shapes", "--run-name", "first", "--epochs", "1"]
+        assert train_cifar.main(words) == 0
+    return folder
+
+
+def run(code: str) -> None:
+    exec(compile(code, "page", "exec"), {"__name__": __name__})
+
+
+def no_network(*_: object) -> None:
+    raise InputError("no mirror answers")
+
+
+def test_the_short_program_runs_as_printed_and_shows_the_notes_views(short_walk):
+    run_dir = short_walk / "runs" / "short"
+    events = read_events(run_dir)
+    views = {"training images", "training loss", "predictions vs. actuals", *shapes.CLASSES}
+    assert set(events) - {"__run_graph__", "step1"} == views
+    assert [step for step, _ in events["training loss"]] == list(range(5, 51, 5))
+    assert EventAccumulator(str(run_dir)).Reload().Tags()["graph"]
+
+
+def test_blocks_about_a_finished_run_run_as_printed(marked, short_walk, monkeypatch, capsys):
+    monkeypatch.chdir(short_walk)
+    picture, table = marked["runs after first"]
+    run(picture)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and all(re.fullmatch(r"\w+: \d+\.\d%", line) for line in lines)
+    assert {line.split(":")[0] for line in lines} <= set(shapes.CLASSES)
+    run(table)
+    *_, row = capsys.readouterr().out.splitlines()
+    tests = read_scalars(short_walk / "runs" / "first")["test/accuracy"]
+    best = max(accuracy for _, accuracy in tests)
+    assert row.startswith(f"| first | 0.001 | {best:.1%} | ")
+
+
+# -------------------------------------------------------------------------- commands and flags
+
+
+def test_every_command_is_understood_by_its_program(pages, reader, results):
+    """The README comes first: it makes the run that other pages speak of."""
+    for page in pages:
+        for line in command_lines(page, results):
+            reader.read_line(line)
+        for code in page.codes:
+            if is_command(code, reader):
+                reader.read_line(code)
+    assert "runs/first" in reader.runs
+
+
+def command_lines(page: Page, results: list[dict]) -> Iterator[str]:
+    """The lines of the blocks of commands; what a measured run has said is no command."""
+    said = json.dumps(results)
+    for block in page.blocks:
+        is_quote = block.language == "text" and json.dumps(block.code) in said
+        if block.language in ("bash", "powershell", "text") and not is_quote:
+            yield from filter(None, block.code.splitlines())
+
+
+def is_command(code: str, reader: Reader) -> bool:
+    program, *arguments = code.split()
+    return program in reader.programs and arguments != []
+
+
+def test_every_flag_named_in_the_text_exists(page, reader):
+    for code in page.codes:
+        if not is_command(code, reader):
+            flags = re.findall(r"(?<!\S)--[\w-]+", code)
+            assert set(flags) <= set(SETTINGS) | TENSORBOARD_FLAGS, code
+    outside = CODE.sub("", COMMENT.sub("", page.prose))
+    assert re.findall(r"--[A-Za-z]\S*", outside) == []  # flags stand in backticks
+
+
+def test_what_is_not_known_is_refused(reader):
+    """The checks above can fail: an unknown program, flag, file, run or piece of shell."""
+    wrong = [
+        "conda install torch",
+        "python train_cifar.py --learning-rate 1",
+        "python train_cifar.py --lr nothing",
+        "python train_cifar.py | tee log",
+        "python train_cifar.py && rm -r runs",
+        "python train_cifar.py --resume runs/unknown",
+        "python screenshots/capture.py runs/unknown",
+        "torchrun --nproc_per_node=3 train_cifar.py --batch-size 64",
+        "torchrun --processes=2 train_cifar.py --batch-size 64",
+        "tensorboard --logdir runs --unknown 1",
+        "python -m tensorboard.main --logdir runs --unknown 1",
+        "python benchmarks/compare.py --slow",
+        "python benchmarks/missing.py",
+        "pip install -r missing.txt",
+        "ssh -L 6007:localhost:6007 you@remote",
+    ]
+    for line in wrong:
+        with pytest.raises((AssertionError, pytest.fail.Exception)):
+            reader.read_line(line)
+
+
+def test_settings_table_has_every_flag_with_its_default(pages):
+    shown = {}
+    for flags, defaults, _ in find_table(pages, "--run-name"):
+        values = re.split(r", |、", defaults)
+        shown |= dict(zip(codes(flags), values, strict=True))
+    assert {flag: default_as_text(flag, pages[0].is_chinese) for flag in SETTINGS} == shown
+
+
+def default_as_text(flag: str, chinese: bool) -> str:
+    """A default as the table gives it."""
+    value = SETTINGS[flag]
+    if flag == "--run-name":
+        return "当前时间" if chinese else "the time"
+    if value is False:
+        return "关" if chinese else "off"
+    return "" if value in (None, []) else str(value)
+
+
+def test_tensorboards_flags_that_the_text_names_exist(reader):
+    known = vars(reader.tensorboard(["--logdir", "runs"]))
+    assert {flag.removeprefix("--") for flag in TENSORBOARD_FLAGS} <= set(known)
+
+
+# --------------------------------------------------------------------------------------- figures
+
+
+def test_figures_are_those_that_were_measured(page, results):
+    """Rounded to as many digits as the page shows; " %" is a share times 100."""
+    filled = figures.fill_in(page.text, results)
+    shown, measured = (figures.FIGURE.findall(text) for text in (page.text, filled))
+    assert [pair for pair in zip(shown, measured, strict=True) if pair[0] != pair[1]] == []
+
+
+def test_a_figure_is_filled_in_with_as_many_digits_as_before():
+    page = "ends at 1.0 %<!-- figure: a.b_accuracy -->, not 12<!-- figure: a.steps -->"
+    filled = figures.fill_in(page, [{"a": {"b_accuracy": 0.4567}}, {"a": {"steps": 4689.0}}])
+    assert (
+        filled == "ends at 45.7 %<!-- figure: a.b_accuracy -->, not 4,689<!-- figure: a.steps -->"
+    )
+
+
+def test_a_figure_that_nobody_or_two_have_measured_is_refused():
+    for results in ([{"a": {}}], [{"a": {"b": 1}}, {"a": {"b": 2}}]):
+        with pytest.raises(KeyError, match="a.b: "):
+            figures.fill_in("1<!-- figure: a.b -->", results)
+
+
+def test_a_range_over_seeds_is_a_figure():
+    found = figures.over_seeds({"0": 0.5, "1": 0.54, "2": 0.53})
+    page = "1.0 %<!-- figure: x_accuracy.median --> (2.0<!-- figure: x_accuracy.low --> to 3)"
+    assert COMMENT.sub("", figures.fill_in(page, [{"x_accuracy": found}])) == "53.0 % (50.0 to 3)"
+
+
+def test_a_measurement_goes_on_where_it_was_stopped(tmp_path):
+    tasks, done = {}, []
+    for name in "abc":
+        tasks[name] = lambda name=name: done.append(name) or {"is": name}
+
+    def fail() -> dict:
+        raise SystemExit("killed")
+
+    with pytest.raises(SystemExit, match="killed"):
+        figures.measure_all(tasks | {"b": fail}, tmp_path / "done", jobs=1)
+    before = len(done)
+    found = figures.measure_all(tasks, tmp_path / "done", jobs=2)
+    assert found == {name: {"is": name} for name in "abc"}
+    assert before and sorted(done) == ["a", "b", "c"]
+
+
+def test_figures_have_the_unit_of_their_measure(page):
+    for _, unit, path in page.figures:
+        assert unit == figures.unit_of(path) or (unit == "" and path.endswith(".low")), path
+
+
+def test_figures_were_measured_with_what_the_pages_say(pages):
+    results = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))
+    named = re.findall(
+        r"(\d+) (?:cores of an|核) (Intel Xeon|AMD EPYC).*(PyTorch [\d.]+\d)",
+        "\n".join(page.prose for page in pages),
+    )
+    assert named, "no page names cores, processor and version"
+    for cores, processor, version in named:
+        assert results["hardware"].startswith(f"{cores} cores of")
+        assert all(word in results["hardware"] for word in processor.split())
+        assert re.search(rf"{re.escape(version)}(?![.\d])", results["versions"])
+    assert (results["images"], results["quick"]) == ("folder", False)
+
+
+def test_other_quantities_are_known(pages):
+    """A number with a unit was measured, or somebody has said where it comes from."""
+    texts = [CODE.sub("", COMMENT.sub("", figures.FIGURE.sub("", p.prose))) for p in pages]
+    found = {
+        (number, TRANSLATED.get(unit, unit))
+        for text in texts
+        for number, unit in QUANTITY.findall(text)
+    }
+    assert found == set(QUANTITIES)
+
+
+def test_quantities_of_the_text_are_the_programs(reader):
+    assert round(download.ARCHIVE_SIZE / download.MB) == 163
+    assert mirrors.PATIENCE_S + streams.TIMEOUT_S <= 30
+    assert reader.tensorboard(["--logdir", "runs"]).reload_interval == 5
+    wrong = {code for name in ENGLISH for code in Page(name).codes if "--wrong-labels 0" in code}
+    assert wrong == {"--wrong-labels 0.4"}  # 60 % are right
+
+
+def test_precision_and_recall_follow_from_the_counts_on_the_page(pages):
+    found = [figure for page in pages for figure in page.figures]
+    shown = {path.split(".")[-1]: text for text, _, path in found if "classes.cat." in path}
+    counts = {name: int(shown[name].replace(",", "")) for name in ("TP", "FN", "FP", "TN")}
+    assert sum(counts.values()) == 10_000
+    for name, other in (("precision", "FP"), ("recall", "FN")):
+        digits = len(shown[name].partition(".")[2])
+        share = counts["TP"] / (counts["TP"] + counts[other])
+        assert shown[name] == f"{share:.{digits}f}", name
+
+
+def test_counts_stand_behind_their_names(pages):
+    text = "\n".join(page.prose for page in pages)
+    found = re.findall(r"([TF][PN]) = [\d,]+<!-- figure: classes\.(\w+)\.(\w+) -->", text)
+    assert sorted(name for name, _, _ in found) == ["FN", "FP", "TN", "TP"]
+    assert all(name == key for name, _, key in found)
+    assert {class_name for _, class_name, _ in found} == {"cat"}
+
+
+def test_the_pictures_are_of_a_run_with_the_figures_of_the_page(page):
+    """capture.py writes down what the run says whose pictures it takes."""
+    run = json.loads((ROOT / "screenshots" / "run.json").read_text(encoding="utf-8"))
+    for shown, _, path in page.figures:
+        if path == "medians.ours.test_accuracy":
+            assert f"{100 * run['test/accuracy']:.1f}" == shown
+        if path.startswith("classes.") and path.endswith(("precision", "recall")):
+            _, class_name, measure = path.split(".")
+            assert f"{run['classes'][class_name][measure]:.3f}" == shown
+
+
+# ----------------------------------------------------------------------------------------- names
+
+
+def test_the_table_of_methods_is_that_of_the_installed_writer(pages):
+    named = [name for method, *_ in find_table(pages, "add_pr_curve_raw") for name in codes(method)]
+    installed = [name for name in dir(SummaryWriter) if name.startswith("add_")]
+    assert sorted(named) == sorted(installed)
+
+
+def test_functions_that_the_tables_name_exist(pages):
+    names = defined()
+    everywhere = set().union(*names.values())
+    by_tab = [name for *_, cell in find_table(pages, "add_test_scalars") for name in codes(cell)]
+    assert set(by_tab) <= names["viz.py"]
+    methods = find_table(pages, "add_pr_curve_raw")
+    by_method = [name for _, cell, _ in methods for name in codes(cell)]
+    assert set(by_method) <= names["viz.py"] | names["train_cifar.py"] | names["data.py"]
+    notes = find_table(pages, "plot_classes_preds")
+    by_section = [name for _, cell, _ in notes for name in codes(cell)]
+    assert {name for name in by_section if not name.endswith(".py")} <= everywhere
+
+
+def test_functions_stand_in_the_file_that_the_text_names(pages):
+    names, text = defined(), "\n".join(page.prose for page in pages)
+    pairs = re.findall(r"`(\w+)` in `(\w+\.py)`", text)
+    pairs += [(name, file) for file, name in re.findall(r"`(\w+\.py)` 的 `(\w+)`", text)]
+    assert pairs
+    assert [(name, file) for name, file in pairs if name not in names[file]] == []
+
+
+def test_files_that_the_text_names_exist(page):
+    named = {code for code in page.codes if re.fullmatch(r"[\w/]+\.(py|json|txt|toml)", code)}
+    assert [name for name in named - {TRACE_NAME} if not (ROOT / name).is_file()] == []
+
+
+def test_every_view_is_on_a_page(pages):
+    views = {name for name in defined()["viz.py"] if name.startswith("add_")}
+    assert views - {code for page in pages for code in page.codes} == set()
+
+
+# ---------------------------------------------------------------------------- pictures and links
+
+
+def test_every_picture_is_shown_and_small(pages):
+    shown = {page.path(target).resolve() for page in pages for _, target in page.pictures}
+    pictures = {path for kind in ("png", "gif") for path in ROOT.glob(f"screenshots/**/*.{kind}")}
+    assert shown == pictures
+    for path in shown:
+        limit = MAX_MOVIE_BYTES if path.suffix == ".gif" else MAX_PICTURE_BYTES
+        assert path.stat().st_size < limit, path
+    assert all(alt for page in pages for alt, _ in page.pictures)
+
+
+def test_links_lead_somewhere(page):
+    anchors = number_repeated(anchor(title) for title in page.titles())
+    for link in page.links:
+        target, _, place = link.partition("#")
+        if not target:
+            assert place in anchors, link
+        elif not re.match(r"https?://", link):
+            path = page.path(target).resolve()
+            assert path.exists(), link
+            name = path.relative_to(ROOT).as_posix()
+            assert not place or place in map(anchor, Page(name).titles()), link
+
+
+def test_anchors_are_made_as_github_makes_them():
+    assert anchor("8. Settings") == "8-settings"
+    assert anchor("3.10 Confusion matrix & `Net`") == "310-confusion-matrix--net"
+    assert anchor("8. 设置（全部）") == "8-设置全部"
+    assert number_repeated(["a", "b", "a"]) == {"a", "b", "a-1"}
+
+
+# --------------------------------------------------------------------------------- two languages
+
+
+def test_each_language_leads_to_the_other_and_to_its_readme(both):
+    readmes = ("README.md", "README.zh-CN.md")
+    for page, other, readme in zip(both, reversed(both), readmes, strict=True):
+        led_to = {page.path(link).resolve() for link in page.links}
+        assert {ROOT / other.name, ROOT / readme} - {ROOT / page.name} <= led_to
+
+
+def test_both_languages_have_the_same_sections(both):
+    english, chinese = ([heading[:2] for heading in page.headings] for page in both)
+    assert english == chinese
+
+
+def test_both_languages_have_the_same_code(both):
+    english, chinese = (page.blocks for page in both)
+    assert english == chinese
+
+
+def test_both_languages_have_the_same_pictures_and_links(both):
+    english, chinese = both
+    assert [target for _, target in english.pictures] == [target for _, target in chinese.pictures]
+    assert links_in_any_language(english) == links_in_any_language(chinese)
+
+
+def links_in_any_language(page: Page) -> list[str]:
+    """The links without their language; of a section ("page.md#5-title") its number stays."""
+    return [re.sub(r"(#\d*).*", r"\1", link.replace(".zh-CN.md", ".md")) for link in page.links]
+
+
+def test_both_languages_have_the_same_figures(both):
+    english, chinese = (Counter(page.figures) for page in both)
+    assert english == chinese
+
+
+def test_both_languages_have_the_same_tables(both):
+    """The same rows and columns, and the same names in the same rows."""
+    english, chinese = ([[len(row) for row in rows] for rows in page.tables] for page in both)
+    assert english == chinese
+    english, chinese = (
+        [sorted(codes(" ".join(row))) for rows in page.tables for row in rows] for page in both
+    )
+    assert english == chinese
+
+
+def test_headings_and_pictures_are_described_in_the_language_of_the_page(page):
+    texts = [title for _, _, title in page.headings] + [alt for alt, _ in page.pictures]
+    chinese = [text for text in texts if re.search(r"[\u4e00-\u9fff]", text)]
+    assert chinese == (texts if page.is_chinese else [])

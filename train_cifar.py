@@ -9,8 +9,6 @@ and what a loop needs and a lesson does not (resuming, signals, several processe
 
 from __future__ import annotations
 
-import support.interrupt  # isort: skip  # noqa: F401  first: Ctrl-C during the imports below
-
 import argparse
 import sys
 from typing import NamedTuple
@@ -18,21 +16,19 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 from torch.utils.tensorboard import SummaryWriter
 
 import viz
 from data import make_loaders, read_source
 from model import Net
-from support.description import hyperparameters, settings_table
-from support.device import choose_device, predict_all, prepare_net
-from support.processes import on_first_process, start_processes
-from support.run import Report, Run, first_process_draws
-from support.session import in_progress
-from support.settings import Parser, count, folder_name, fraction, positive, seed_number
+from support.device import choose_device, data_parallel, predict_all
+from support.errors import DivergedError
+from support.processes import broadcast_from_first, start_processes
+from support.run import Report, Run, rank_zero_only
+from support.settings import Parser, hyperparameters, settings_table
 from support.state import saved_run
-from support.terminal import exit_status, say
-
-SOURCES = "cifar10, shapes, a folder with train/CLASS/ and test/CLASS/, or auto: the first it can"
+from support.terminal import exit_status, in_progress, say
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,30 +36,32 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser("train_cifar.py", "Train a small network on CIFAR-10, watch it in TensorBoard.")
 
     add = parser.add_argument_group("training").add_argument
-    add("--epochs", type=count, default=2, help="passes over the images")
-    add("--batch-size", type=count, default=4, help="images in a batch")
-    add("--lr", type=positive, default=0.001, help="learning rate of SGD")
-    add("--momentum", type=fraction, default=0.9, help="momentum of SGD")
-    add("--schedule", choices=["constant", "onecycle"], default="constant", help="of the lr")
+    add("--epochs", type="count", default=2, help="passes over the images")
+    add("--batch-size", type="count", default=4, help="images in a batch")
+    add("--lr", type="positive", default=0.001, help="learning rate of SGD")
+    add("--momentum", type="fraction", default=0.9, help="momentum of SGD")
+    add("--schedule", choices=["constant", "onecycle"], default="constant", help="of the rate")
     add("--augment", action="store_true", help="flip and shift the training images at random")
-    add("--seed", type=seed_number, default=0, help="same seed, same run")
+    add("--seed", type="seed", default=0, help="same seed, same run")
     add("--device", default="auto", help="cpu, cuda or mps; auto: cuda if there is one, else cpu")
     add = parser.add_argument_group("images").add_argument
-    add("--data", default="auto", metavar="SOURCE", help=SOURCES)
+    add("--data", default="auto", metavar="SOURCE", help="cifar10, shapes, a folder, or auto")
     add("--data-dir", default="data", help="where CIFAR-10 is kept")
     add("--mirror", action="append", default=[], metavar="URL", help="ask for CIFAR-10 here first")
-    add("--train-images", type=count, metavar="N", help="train on N of the images (default: all)")
-    add("--wrong-labels", type=fraction, default=0.0, metavar="SHARE", help="mislabel this share")
+    add("--train-images", type="count", metavar="N", help="train on N of the images (default: all)")
+    add("--wrong-labels", type="fraction", default=0.0, metavar="SHARE", help="mislabel this share")
     add = parser.add_argument_group("output").add_argument
     add("--log-dir", default="runs", help="where the runs are kept")
-    add("--run-name", type=folder_name, help="folder of this run in --log-dir (default: the time)")
-    add("--report-every", type=count, default=8000, metavar="IMAGES", help="images a report")
+    add(
+        "--run-name", type="folder name", help="folder of this run in --log-dir (default: the time)"
+    )
+    add("--report-every", type="count", default=8000, metavar="IMAGES", help="images a report")
     add("--views", choices=["all", "notes"], default="all", help="notes: only the notes' five")
     add("--resume", metavar="RUN_DIR", help="resume a stopped run, with its own settings")
     return parser.parse(argv)
 
 
-def prepare(args: argparse.Namespace) -> Run:
+def make_run(args: argparse.Namespace) -> Run:
     """Wire up a new run, or the one that --resume names. Raises InputError."""
     args, state = saved_run(args, parse_args)
     batch_size, seed = args.batch_size, args.seed
@@ -71,8 +69,9 @@ def prepare(args: argparse.Namespace) -> Run:
     torch.manual_seed(seed)
 
     say("reading the images ...")
-    images = on_first_process(lambda: read_source(args.data, args.data_dir, args.mirror), processes)
-    train, test, source = images
+    train, test, source = broadcast_from_first(
+        lambda: read_source(args.data, args.data_dir, args.mirror), processes
+    )
     train = train.subset(args.train_images, seed).mislabel(args.wrong_labels, seed)
     test = test.mislabel(args.wrong_labels, seed)
     data = make_loaders(train, test, source, batch_size, seed, processes.device, args.augment)
@@ -84,74 +83,13 @@ def prepare(args: argparse.Namespace) -> Run:
 
 
 def make_optimizer(net: nn.Module, args: argparse.Namespace, steps_per_epoch: int):
-    """Return SGD, and the schedule of its learning rate or None for a constant one."""
+    """Return SGD and the schedule of its learning rate."""
     # fused: one kernel for all parameters, the same arithmetic
     optimizer = torch.optim.SGD(net.parameters(), lr=args.lr, momentum=args.momentum, fused=True)
     if args.schedule == "constant":
-        return optimizer, None
-    one_cycle = torch.optim.lr_scheduler.OneCycleLR
+        return optimizer, LambdaLR(optimizer, lambda step: 1.0)
     steps = args.epochs * steps_per_epoch + 1  # it is stepped after the last batch, too
-    return optimizer, one_cycle(optimizer, args.lr, steps, cycle_momentum=False)
-
-
-@first_process_draws
-def show_start(run: Run, test: Evaluation) -> None:
-    """Before training: how the net does by chance, training images, the net, and the settings."""
-    viz.add_test_scalars(run.writer, test.loss, test.accuracy, step=0)
-    images, labels = run.data.train_loader.dataset.sample(16, run.args.seed)
-    viz.add_image_grid(run.writer, images, labels, run.data.classes)
-    viz.add_net_graph(run.writer, run.net, images[:1])
-    if run.args.views == "all":
-        viz.add_table(run.writer, "settings", settings_table(run))
-        viz.add_hparams_start(run.writer, hyperparameters(run))
-        viz.add_layout(run.writer)
-
-
-# ----------------------------------------------------------------------------- the training loop
-
-
-def train(run: Run) -> Evaluation:
-    """Train until `--epochs` are done; returns how the net does on the test images then."""
-    net = prepare_net(run.net, run.processes)
-    criterion, optimizer, scheduler = nn.CrossEntropyLoss(), run.optimizer, run.scheduler
-    test = None
-
-    for _epoch in run.epochs():  # those that are left; after each, the run is saved
-        for images, labels in run.batches():  # those that are left; Ctrl-C ends them, saved
-            optimizer.zero_grad()
-            loss = criterion(net(images), labels)
-            loss.backward()
-            optimizer.step()
-            if scheduler:
-                scheduler.step()
-
-            report = run.record(loss)
-            if report:  # every 2,000 batches of 4, and at the end of an epoch
-                run.say(f"training loss {report.loss:.3f}  {report.speed:,.0f} images/s")
-                show_report(run, report)
-
-        test = evaluate(run)
-        show_epoch(run, test)
-        run.say(f"test loss {test.loss:.3f}  test accuracy {test.accuracy:.1%}")
-    return test or evaluate(run)  # a run stopped after its last epoch has no epoch left
-
-
-@first_process_draws
-def show_report(run: Run, report: Report) -> None:
-    """Every `--report-every` images: the loss, and what the net says of the same test images."""
-    writer, net, step = run.writer, run.net, run.progress.step
-    images, labels = run.data.test_loader.dataset.sample(8, run.args.seed)
-    viz.add_training_loss(writer, report.loss, step)
-    viz.add_predictions(writer, net, images, labels, run.data.classes, step)
-    if run.args.views == "all":
-        lr = run.optimizer.param_groups[0]["lr"]
-        viz.add_training_scalars(writer, net, lr, report.speed, step)
-        viz.add_histograms(writer, net, step)
-        if report.profile:  # once, after the first report
-            viz.add_table(writer, "where the time goes", report.profile, step)
-
-
-# ---------------------------------------------------------------- after each epoch, and at the end
+    return optimizer, OneCycleLR(optimizer, args.lr, steps, cycle_momentum=False)
 
 
 class Evaluation(NamedTuple):
@@ -172,7 +110,65 @@ def evaluate(run: Run) -> Evaluation:
     return Evaluation(logits.softmax(dim=1), labels, loss, accuracy)
 
 
-@first_process_draws
+@rank_zero_only
+def show_start(run: Run, test: Evaluation) -> None:
+    """Before training: how the net does by chance, training images, the net, and the settings."""
+    viz.add_test_scalars(run.writer, test.loss, test.accuracy, step=0)
+    images, labels = run.data.train_loader.dataset.sample(16, run.args.seed)
+    viz.add_image_grid(run.writer, images, labels, run.data.classes)
+    viz.add_net_graph(run.writer, run.net, images[:1])
+    if run.args.views == "all":
+        viz.add_table(run.writer, "settings", settings_table(run))
+        viz.add_hparams_start(run.writer, hyperparameters(run))
+        viz.add_layout(run.writer)
+
+
+# ----------------------------------------------------------------------------- the training loop
+
+
+def train(run: Run) -> None:
+    """Train until `--epochs` are done."""
+    net = data_parallel(run.net, run.processes)
+    criterion = nn.CrossEntropyLoss()
+    optimizer, scheduler = run.optimizer, run.scheduler
+
+    for _epoch in run.epochs():  # those that are left; after each, the run is saved
+        for images, labels in run.batches():  # those that are left; Ctrl-C ends them, saved
+            optimizer.zero_grad()
+            loss = criterion(net(images), labels)
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+
+            report = run.record(loss)
+            if report:  # every 2,000 batches of 4, and at the end of an epoch
+                run.print(f"training loss {report.loss:.3f}  {report.speed:,.0f} images/s")
+                show_report(run, report)
+
+        test = evaluate(run)
+        show_epoch(run, test)
+        run.print(f"test loss {test.loss:.3f}  test accuracy {test.accuracy:.1%}")
+
+
+@rank_zero_only
+def show_report(run: Run, report: Report) -> None:
+    """Every `--report-every` images: the loss, and what the net says of the same test images."""
+    writer, net, step = run.writer, run.net, run.progress.step
+    images, labels = run.data.test_loader.dataset.sample(8, run.args.seed)
+    viz.add_training_loss(writer, report.loss, step)
+    viz.add_predictions(writer, net, images, labels, run.data.classes, step)
+    if run.args.views == "all":
+        lr = run.optimizer.param_groups[0]["lr"]
+        viz.add_training_scalars(writer, net, lr, report.speed, step)
+        viz.add_histograms(writer, net, step)
+        if report.profile:  # once, after the first report
+            viz.add_table(writer, "where the time goes", report.profile, step)
+
+
+# ---------------------------------------------------------------- after each epoch, and at the end
+
+
+@rank_zero_only
 def show_epoch(run: Run, test: Evaluation) -> None:
     """After every epoch: how the net does on the test images."""
     writer, step, classes = run.writer, run.progress.step, run.data.classes
@@ -188,7 +184,7 @@ def show_epoch(run: Run, test: Evaluation) -> None:
         viz.add_feature_maps(writer, run.net.conv1, test_set[0][0], step)
 
 
-@first_process_draws
+@rank_zero_only
 def show_end(run: Run, test: Evaluation) -> None:
     """After the last epoch: the table per class, printed too, and the projector."""
     rows = viz.class_report(test.probs, test.labels, run.data.classes)
@@ -203,7 +199,7 @@ def show_end(run: Run, test: Evaluation) -> None:
         viz.add_hparams_end(run.writer)
 
 
-@first_process_draws
+@rank_zero_only
 def show_divergence(run: Run) -> None:
     """When the loss has become infinite or NaN: HPARAMS says that this run failed."""
     if run.args.views == "all":
@@ -213,15 +209,19 @@ def show_divergence(run: Run) -> None:
 @exit_status  # errors become one line and a status: 1 for a run that failed, 2 for bad input
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
-    run = prepare(parse_args(argv))
-    with in_progress(run, on_divergence=show_divergence):  # Ctrl-C stops it after a batch, saved
+    run = make_run(parse_args(argv))
+    with in_progress(run):  # Ctrl-C stops it after a batch, saved
         if run.is_first:  # of several processes: one writer for a folder
             # A killed run may have shown steps that come again: purge_step drops them.
             run.writer = SummaryWriter(run.run_dir, purge_step=run.first_step)
-        if run.is_new:
-            show_start(run, evaluate(run))
-        test = train(run)
-        show_end(run, test)
+        try:
+            if run.is_new:
+                show_start(run, evaluate(run))
+            train(run)
+            show_end(run, evaluate(run))
+        except DivergedError:
+            show_divergence(run)
+            raise
         run.save(finished=True)
 
 

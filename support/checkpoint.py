@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from support.errors import InputError
+from support.errors import InputError, first_line
 
 FILE_NAME = "checkpoint.pt"
 FORMAT_VERSION = 2
@@ -20,7 +20,7 @@ KEYS = {  # what a checkpoint holds
     "data_checksum": int,
     "net": dict,
     "optimizer": dict,
-    "scheduler": dict | None,
+    "scheduler": dict,
     "shuffle_state": torch.Tensor,
     "random_state": torch.Tensor,
     "progress": dict,
@@ -62,10 +62,9 @@ def load_checkpoint(run_dir: str | Path) -> dict:
             raise ValueError(f"wrong checksum of {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # there are as many as there are ways to damage a file
-        reason = str(error).split("\n")[0] or type(error).__name__
         raise InputError(
-            f"{str(path)!r} cannot be read as a checkpoint ({reason}): it is damaged or comes from "
-            "another program; start a new run without --resume"
+            f"{str(path)!r} cannot be read as a checkpoint ({first_line(error)}): it is damaged "
+            "or comes from another program; start a new run without --resume"
         ) from error
     if (
         not isinstance(state, dict)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from support.errors import InputError, RunError
+from support.errors import InputError, RunError, first_line
 from support.processes import Processes, all_reduce_sum, is_lost_process
 
 ALL_THREADS = torch.get_num_threads()  # before `tune_cpu` changes it
@@ -52,11 +52,6 @@ def device_errors(device: torch.device) -> Iterator[None]:
         raise RunError(f"{device} failed ({first_line(error)}): try --device cpu") from error
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its name."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
-
-
 def tune_cpu(batch_size: int) -> None:
     """Set, for the whole process, the CPU threads and kernels that suit the batch size.
 
@@ -77,7 +72,7 @@ def to_channels_last(images: torch.Tensor) -> torch.Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def prepare_net(net: nn.Module, processes: Processes) -> nn.Module:
+def data_parallel(net: nn.Module, processes: Processes) -> nn.Module:
     """Return the net to train: of several processes, one that averages their gradients."""
     return nn.parallel.DistributedDataParallel(net) if processes.count > 1 else net
 

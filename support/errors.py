@@ -26,3 +26,8 @@ class Stopped(Exception):
 
 class NothingToDo(Exception):
     """The run that is to be resumed is finished (exit status 0)."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its name."""
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -85,7 +85,7 @@ def share_of_batch(
     return images[rank::count], labels[rank::count]
 
 
-def on_first_process(do: Callable[[], object], processes: Processes):
+def broadcast_from_first(do: Callable[[], object], processes: Processes):
     """Let rank 0 alone do something; every process gets its result.
 
     An InputError that it raises is raised in every process.

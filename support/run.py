@@ -51,7 +51,7 @@ class Run:
         data,  # the namedtuple of data.py: both loaders, the classes, where the images are from
         net: nn.Module,
         optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler | None,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
     ):
         self.args, self.processes, self.data = args, processes, data
         self.net, self.optimizer, self.scheduler = net, optimizer, scheduler
@@ -211,13 +211,13 @@ class Run:
         if self.is_first:
             save_checkpoint(self.run_dir, state_of(self))
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line that begins with epoch and step."""
         epoch, epochs = self.progress.epoch + 1, self.args.epochs
         say(f"epoch {epoch}/{epochs}  step {self.progress.step:>7,}  {text}")
 
 
-def first_process_draws(show: Callable[..., None]) -> Callable[..., None]:
+def rank_zero_only(show: Callable[..., None]) -> Callable[..., None]:
     """Let only the first process draw these views, in time that is not counted as training.
 
     What is written is flushed, for a kill would lose it. A view that fails costs the views of this

@@ -1,15 +1,24 @@
-"""Settings: what a value may be, errors in one line, and the settings of a saved run."""
+"""Settings: what may be typed, errors in one line, and what TensorBoard shows of them."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import platform
 import re
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import torch
+import torchvision
 
 from support.errors import InputError
+from support.terminal import STAND_IN_NOTE, command_line, resume_command
+
+if TYPE_CHECKING:
+    from support.run import Run
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,6 +28,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog, description=description, formatter_class=HelpFormatter, allow_abbrev=False
         )
+        for name, parse in TYPES.items():
+            self.register("type", name, parse)
 
     def error(self, message: str) -> NoReturn:
         # argparse quotes what was typed, line breaks included
@@ -65,12 +76,6 @@ def number_type(convert: Callable, low: float, high: float, expected: str) -> Ca
     return parse
 
 
-count = number_type(int, 1, 10**9, "a whole number above zero")
-seed_number = number_type(int, 0, 2**63 - 1, "a whole number from 0 to 2^63 - 1")
-positive = number_type(float, math.nextafter(0, 1), sys.float_info.max, "a number above zero")
-fraction = number_type(float, 0, math.nextafter(1, 0), "a number from 0 to below 1")
-
-
 def folder_name(text: str) -> str:
     """Parse the name of one folder, on any system: Windows reserves the most names."""
     reserved = re.fullmatch(r"(?i:con|prn|aux|nul|(com|lpt)[0-9¹²³])(\..*)?", text)
@@ -79,6 +84,15 @@ def folder_name(text: str) -> str:
             f"expected the name of a folder, on every system, not {text!r}"
         )
     return text
+
+
+TYPES = {  # what `type=` of a flag may be
+    "count": number_type(int, 1, 10**9, "a whole number above zero"),
+    "seed": number_type(int, 0, 2**63 - 1, "a whole number from 0 to 2^63 - 1"),
+    "positive": number_type(float, math.nextafter(0, 1), sys.float_info.max, "a number above zero"),
+    "fraction": number_type(float, 0, math.nextafter(1, 0), "a number from 0 to below 1"),
+    "folder name": folder_name,
+}
 
 
 def saved_settings(
@@ -108,3 +122,38 @@ def saved_settings(
         )
     args.resume = run_dir
     return args
+
+
+def hyperparameters(run: Run) -> dict[str, str | bool | int | float]:
+    """What distinguishes one run from another: a row of the HPARAMS table."""
+    args = run.args
+    return {
+        "epochs": args.epochs,
+        "batch size": args.batch_size,
+        "lr": args.lr,
+        "momentum": args.momentum,
+        "schedule": args.schedule,
+        "augment": "on" if args.augment else "off",
+        "seed": args.seed,
+        "train images": len(run.data.train_loader.dataset),
+        "wrong labels": args.wrong_labels,
+        "images": Path(run.data.source).name,
+        "device": run.processes.device.type,
+    }
+
+
+def settings_table(run: Run) -> list[tuple[str, object]]:
+    """Rows for the TEXT tab: what this run is, and how to resume it or do it again."""
+    note = [("NOTE", STAND_IN_NOTE)] if run.data.is_stand_in else []
+    return [
+        ("setting", "value"),
+        *note,
+        *hyperparameters(run).items(),
+        ("test images", len(run.data.test_loader.dataset)),
+        ("classes", ", ".join(run.data.classes)),
+        ("processes", run.processes.count),
+        ("PyTorch", f"{torch.__version__}, torchvision {torchvision.__version__}"),
+        ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        ("command", command_line()),
+        ("resume", resume_command(run.run_dir)),
+    ]

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from support.checkpoint import load_checkpoint, save_checkpoint
-from support.errors import InputError, NothingToDo, RunError
-from support.processes import on_first_process
+from support.errors import InputError, NothingToDo
+from support.processes import broadcast_from_first
 from support.run_dir import cannot_write, check_log_dir, lock_run_dir, make_run_dir
 from support.settings import saved_settings
-from support.terminal import resume_command
+from support.terminal import not_writable
 
 
 @dataclass
@@ -60,7 +60,7 @@ def start_run(run, state: dict | None) -> None:
     if state:
         restore(run, state)
     take = take_saved_folder if state else make_folder
-    run.run_dir = on_first_process(lambda: take(run), run.processes)
+    run.run_dir = broadcast_from_first(lambda: take(run), run.processes)
 
 
 def make_folder(run) -> Path:
@@ -96,12 +96,6 @@ def take_saved_folder(run) -> Path:
     return run_dir
 
 
-def not_writable(run_dir: Path, error: OSError) -> RunError:
-    """The error of a run whose folder does not take what is written."""
-    command = resume_command(run_dir)
-    return RunError(f"{cannot_write(run_dir, error)}; when that is fixed, resume with {command}")
-
-
 def state_of(run) -> dict:
     """Everything that a resumed run needs to end as if it had not been stopped."""
     return {
@@ -110,7 +104,7 @@ def state_of(run) -> dict:
         "data_checksum": run.data_checksum,
         "net": run.net.state_dict(),
         "optimizer": run.optimizer.state_dict(),
-        "scheduler": run.scheduler.state_dict() if run.scheduler else None,
+        "scheduler": run.scheduler.state_dict(),
         "shuffle_state": run.shuffle_state,
         "random_state": torch.get_rng_state(),
         "progress": vars(run.progress),
@@ -128,8 +122,7 @@ def restore(run, state: dict) -> None:
     try:
         run.net.load_state_dict(state["net"])
         run.optimizer.load_state_dict(state["optimizer"])
-        if run.scheduler:
-            run.scheduler.load_state_dict(state["scheduler"])
+        run.scheduler.load_state_dict(state["scheduler"])
         run.data.train_loader.generator.set_state(state["shuffle_state"])
         run.shuffle_state = state["shuffle_state"]
         torch.set_rng_state(state["random_state"])

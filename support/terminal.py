@@ -1,5 +1,7 @@
 """What the program hears and says: signals, lines on the terminal, and the exit status."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import os
@@ -8,15 +10,28 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from support.device import device_errors
 from support.errors import InputError, NothingToDo, RunError, Stopped
 from support.processes import is_first, is_lost_process, under_torchrun
+from support.run_dir import cannot_write, order_event_files
+
+if TYPE_CHECKING:
+    from support.run import Run
 
 PROGRAM = "train_cifar.py"
+STAND_IN_NOTE = (
+    "NOTE: these images are the built-in SHAPES, not CIFAR-10: its figures do not apply."
+)
+PATIENCE_NOTE = (
+    "NOTE: with the default settings the loss stays near 2.30 for some 5,000 steps, then falls."
+)
 
 
 def exit_status(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | None], int]:
@@ -108,6 +123,41 @@ def report_thread_error(error: threading.ExceptHookArgs) -> None:
 
 
 @contextlib.contextmanager
+def in_progress(run: Run) -> Iterator[None]:
+    """Say what is run and where, catch signals, and close the writer at the end.
+
+    Raises RunError if the run folder cannot be written to, or if the device fails.
+    """
+    begun = time.perf_counter()
+    watch = f"tensorboard --logdir {quote(run.run_dir.parent)} --samples_per_plugin images=100"
+    say(f"images  {run.data.source}: {len(run.data.train_loader.dataset):,} to train on")
+    say(f"device  {run.processes.device}")
+    say(f"run     {run.run_dir}")
+    say(f"watch   {watch}  (in a second terminal)")
+    if run.data.is_stand_in:
+        say(STAND_IN_NOTE)
+        say(PATIENCE_NOTE)
+    order_event_files(run.run_dir)
+    try:
+        with caught_signals() as run.signals, device_errors(run.processes.device):
+            yield
+    except OSError as error:
+        raise not_writable(run.run_dir, error) from error
+    finally:
+        if run.writer:
+            with contextlib.suppress(OSError):  # a full disk has been reported
+                run.writer.close()
+        if run.is_first:
+            run.lock.release()
+    seconds = time.perf_counter() - begun
+    say(f"finished in {seconds:.1f} s, {run.view_seconds:.1f} s of it for views")
+    if run.data.is_stand_in:
+        say(STAND_IN_NOTE)
+    say("now look at it:")
+    say(f"  {watch}")
+
+
+@contextlib.contextmanager
 def caught_signals() -> Iterator[list[int]]:
     """Collect the first Ctrl-C or SIGTERM instead of dying of it; a second one ends at once."""
     caught: list[int] = []
@@ -151,3 +201,9 @@ def resume_command(run_dir: Path) -> str:
     if str(run_dir).startswith("-"):  # argparse would take it for a flag
         return start_command(f"--resume={run_dir}")
     return start_command("--resume", str(run_dir))
+
+
+def not_writable(run_dir: Path, error: OSError) -> RunError:
+    """The error of a run whose folder cannot be written to."""
+    command = resume_command(run_dir)
+    return RunError(f"{cannot_write(run_dir, error)}; when that is fixed, resume with {command}")

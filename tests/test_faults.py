@@ -584,7 +584,7 @@ def test_any_command_line_gives_a_run_or_one_line(image_folder, tmp_path, capsys
         assert re.fullmatch("train_cifar.py: error: .*\n", said.err, re.DOTALL)
 
 
-def enough(run: Run, on_divergence: object) -> None:
+def enough(run: Run) -> None:
     """Ends a program that is about to train."""
     raise NothingToDo("everything is ready to train")
 

@@ -94,32 +94,30 @@ see another run, change the name here."""
 VIEWS_CODE = """\
 import notebook_views as views
 
-run = views.read_run("runs/first")"""
+log = views.read_run("runs/first")"""
 
 PICTURES = {  # of the README: what draws it in the notebook
-    "images": 'views.show_image(run, "training images")',
-    "graphs": "views.show_graph(run)",
-    "scalars": 'views.show_scalars(run, ["training loss"], ["test/loss"], ["test/accuracy"])',
+    "images": 'views.images(log, "training images")',
+    "graphs": "views.graph(log)",
+    "scalars": 'views.scalars(log, ["training loss"], ["test/loss"], ["test/accuracy"])',
     "predic_each_step": """\
-views.show_image(run, "predictions vs. actuals", report=0)  # the first
-views.show_image(run, "predictions vs. actuals")  # the last""",
-    "prcurve": "views.show_pr_curves(run)",
+views.images(log, "predictions vs. actuals", reports=(0, -1))  # the first, the last""",
+    "prcurve": "views.pr_curves(log)",
     "histograms": """\
 tags = ["weights/conv1.weight", "gradients/conv1.weight", "gradients/fc3.weight"]
-views.show_histograms(run, tags)""",
-    "distributions": "views.show_distributions(run, tags)",
-    "projector": "views.show_projector(run)",
-    "hparams": 'views.show_hparams("runs")',
-    "text": 'views.show_text(run, "settings")',
+views.histograms(log, tags)""",
+    "distributions": "views.distributions(log, tags)",
+    "projector": "views.projector(log)",
+    "hparams": 'views.hparams("runs")',
+    "text": 'views.text(log, "settings")',
     "custom_scalars": """\
-views.show_scalars(run, ["training loss", "test/loss"], ["training progress/learning rate"])""",
-    "confusion_matrix": 'views.show_image(run, "test/confusion matrix")',
-    "mistakes": 'views.show_image(run, "test/worst mistakes")',
+views.scalars(log, ["training loss", "test/loss"], ["training progress/learning rate"])""",
+    "confusion_matrix": 'views.images(log, "test/confusion matrix")',
+    "mistakes": 'views.images(log, "test/worst mistakes")',
     "filters": """\
-views.show_image(run, "what the net sees/filters")
-views.show_image(run, "what the net sees/feature maps")""",
+views.images(log, "what the net sees/filters", "what the net sees/feature maps")""",
 }
-TIME_CODE = 'views.show_text(run, "where the time goes")'
+TIME_CODE = 'views.text(log, "where the time goes")'
 
 FIGURE = re.compile(r"<!-- figure: .*? -->")
 PART = re.compile(  # of a section: what becomes a cell of code, or begins a new cell of text

@@ -1,9 +1,10 @@
-"""Make train_cifar.ipynb from README.md, so that both say the same.
+"""Make train_cifar.ipynb from the pages, so that they say the same.
 
     python docs/make_notebook.py
 
-Sections 3 and 8 come word for word; where they show a picture, the notebook has a cell that draws
-it from the reader's own run. The cells before them are written here.
+Section 3 of README.md and section 1 of docs/reference.md come word for word; where they show a
+picture, the notebook has a cell that draws it from the reader's own run. The cells before them are
+written here.
 """
 
 import json
@@ -11,7 +12,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-README, NOTEBOOK = ROOT / "README.md", ROOT / "train_cifar.ipynb"
+README, REFERENCE = ROOT / "README.md", ROOT / "docs" / "reference.md"
+NOTEBOOK = ROOT / "train_cifar.ipynb"
 
 TITLE = """\
 # Training, seen in TensorBoard
@@ -128,11 +130,11 @@ PART = re.compile(  # of a section: what becomes a cell of code, or begins a new
 )
 
 
-def section(readme: str, number: int) -> str:
-    """A section of the README, with its heading."""
-    found = re.search(rf"^## {number}\. .*?(?=^## |\Z)", readme, re.M | re.S)
+def section(page: str, number: int) -> str:
+    """A section of a page, with its heading."""
+    found = re.search(rf"^## {number}\. .*?(?=^## |\Z)", page, re.M | re.S)
     if not found:
-        raise SystemExit(f"README.md has no section {number}: adapt {Path(__file__).name}")
+        raise SystemExit(f"a page has no section {number}: adapt {Path(__file__).name}")
     return found[0]
 
 
@@ -173,13 +175,13 @@ def lines(text: str) -> list[str]:
     return text.strip("\n").splitlines(keepends=True)
 
 
-def make_notebook(readme: str) -> str:
-    """The text of the notebook, from that of the README."""
+def make_notebook(readme: str, reference: str) -> str:
+    """The text of the notebook, from that of the pages."""
     cells = [
         *(markdown(TITLE), markdown(SETUP), code(SETUP_CODE), markdown(TRAIN), code(TRAIN_CODE)),
         *(markdown(TENSORBOARD), code(TENSORBOARD_CODE), markdown(VIEWS), code(VIEWS_CODE)),
         *section_cells(section(readme, 3)),
-        *section_cells(section(readme, 8)),
+        *section_cells(section(reference, 1)),
         code(TIME_CODE),
     ]
     notebook = {
@@ -195,5 +197,6 @@ def make_notebook(readme: str) -> str:
 
 
 if __name__ == "__main__":
-    notebook = make_notebook(README.read_text(encoding="utf-8"))
+    pages = (path.read_text(encoding="utf-8") for path in (README, REFERENCE))
+    notebook = make_notebook(*pages)
     NOTEBOOK.write_text(notebook, encoding="utf-8", newline="\n")

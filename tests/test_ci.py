@@ -19,11 +19,12 @@ SUITE = {  # what must not be lost of it
 }
 
 
-@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
-def test_the_commands_are_the_readmes(page):
+@pytest.mark.parametrize("language", ["", ".zh-CN"])
+def test_the_commands_are_those_of_the_pages(language):
     commands = set(re.findall(r"run: (.+)", WORKFLOW))
     assert SUITE <= commands
-    text = (ROOT / page).read_text(encoding="utf-8")
+    pages = (ROOT / f"{page}{language}.md" for page in ("README", "docs/reference"))
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
     assert [command for command in commands - ONLY_HERE if command not in text] == []
 
 

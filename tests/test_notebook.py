@@ -47,43 +47,51 @@ def source(cell: dict) -> str:
     return "".join(cell["source"])
 
 
-# --------------------------------------------------------------------------- made from the README
+# ---------------------------------------------------------------------------- made from the pages
 
 
-def test_the_notebook_is_what_the_program_makes_of_the_readme(maker):
-    made = maker.make_notebook((ROOT / "README.md").read_text(encoding="utf-8"))
+@pytest.fixture
+def walk() -> str:
+    """Section 3 of the README."""
+    return (ROOT / "README.md").read_text(encoding="utf-8").split("\n## ")[3]
+
+
+@pytest.fixture
+def after() -> str:
+    """Section 1 of the reference."""
+    return (ROOT / "docs" / "reference.md").read_text(encoding="utf-8").split("\n## ")[1]
+
+
+def test_the_notebook_is_what_the_program_makes_of_the_pages(maker):
+    pages = (ROOT / name for name in ("README.md", "docs/reference.md"))
+    made = maker.make_notebook(*(page.read_text(encoding="utf-8") for page in pages))
     text = NOTEBOOK.read_text(encoding="utf-8")  # git may have changed the ends of lines
     assert text == made, "python docs/make_notebook.py makes the notebook anew"
 
 
-def test_a_word_changed_in_the_walk_changes_the_notebook(maker):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for heading in ("### 3.1 Images", "## 8. After"):
-        changed = maker.make_notebook(readme.replace(heading, f"{heading} again"))
+def test_a_word_changed_on_a_page_changes_the_notebook(maker, walk, after):
+    for heading in ("### 3.1 Images", "1. After"):
+        pages = (f"## {text}".replace(heading, f"{heading} again") for text in (walk, after))
+        changed = maker.make_notebook(*pages)
         assert f"{heading} again" in changed
-    assert "Settings" not in re.findall(r"^## \d+\. (\w+)", all_text(changed), re.M)
 
 
 def all_text(notebook: str) -> str:
     return "\n".join(map(source, cells(notebook, "markdown")))
 
 
-def test_the_walk_stands_in_the_notebook_word_for_word(maker):
+def test_the_walk_stands_in_the_notebook_word_for_word(walk, after):
     """Everything but pictures and comments, which the reader of a notebook has no use for."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    walk = readme[readme.index("## 3. ") : readme.index("## 4. ")]
-    walk += readme[readme.index("## 8. ") : readme.index("## 9. ")]
-    walk = re.sub(r"^!\[.*$", "", re.sub(r"<!--.*?-->", "", walk), flags=re.M)
+    text = re.sub(r"<!--.*?-->", "", f"## {walk}\n## {after}")
+    text = re.sub(r"^!\[.*$", "", text, flags=re.M)
     notebook = NOTEBOOK.read_text(encoding="utf-8")
     told = all_text(notebook).splitlines()
     run = [line for cell in cells(notebook, "code") for line in source(cell).splitlines()]
     known = {*told, *run, "```python", "```"}
-    assert [line for line in walk.splitlines() if line not in known] == []
+    assert [line for line in text.splitlines() if line not in known] == []
 
 
-def test_every_picture_of_the_walk_has_a_cell(maker):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    walk = readme[readme.index("## 3. ") : readme.index("## 4. ")]
+def test_every_picture_of_the_walk_has_a_cell(maker, walk):
     notebook = NOTEBOOK.read_text(encoding="utf-8")
     captions = re.findall(r"^!\[(.+)\]", walk, re.M)
     assert len(captions) == len(maker.PICTURES)
@@ -93,9 +101,9 @@ def test_every_picture_of_the_walk_has_a_cell(maker):
 
 def test_what_the_program_cannot_make_is_refused(maker):
     with pytest.raises(SystemExit, match="result_new.png.*PICTURES"):
-        maker.make_notebook("## 3. The walk\n\n![new](screenshots/result_new.png)\n")
-    with pytest.raises(SystemExit, match="no section 8"):
-        maker.make_notebook("## 3. The walk\n")
+        maker.make_notebook("## 3. The walk\n\n![new](screenshots/result_new.png)\n", "")
+    with pytest.raises(SystemExit, match="no section 1"):
+        maker.make_notebook("## 3. The walk\n", "")
 
 
 def test_nothing_has_run_in_the_repository():

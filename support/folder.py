@@ -3,125 +3,237 @@
     folder/train/cat/1.jpg    folder/train/dog/1.png    ...
     folder/test/cat/7.jpg     folder/test/dog/8.png     ...
 
+Or folder/cat/1.jpg ... alone: every fifth picture of a class is then held back to test on.
 Whatever Pillow can read is turned into RGB of one size; whatever it cannot is named in one line.
 """
 
 import os
+import re
+import unicodedata
 import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from support.errors import InputError
+from support.terminal import say
 
-IGNORED_FILES = {"thumbs.db", "desktop.ini"}  # Windows leaves these in folders of pictures
+# A file without an ending is tried, too.
+PICTURES = {"", *IMG_EXTENSIONS, *".gif .avif .jfif .jp2 .tga .heic .heif".split()}
+LEFT_BY_SYSTEMS = {"__MACOSX", "@eaDir"}  # of macOS and Synology, beside pictures
+PART_NAME = r"(?:.*[ _-])?(?:%s)(?:[ _-]?(?:set|data|images))?\d*"  # seg_train, val2017 as well
+HOLD_BACK = 5  # of a folder without a test part, every fifth picture of a class is one
+TIFF_BITS, TIFF_PHOTOMETRIC = 258, 262  # tags: bits of a pixel, and 0 where zero is white
 
+FIRST_BYTES = {  # what a file that Pillow cannot read is, by its first bytes
+    rb"^version https://git-lfs": "a pointer of Git LFS, not the picture: run `git lfs pull`",
+    rb"<(!doctype html|html|head|body)": "a web page: its download failed, get it again",
+    rb"^....ftyp(hei|hev|mif|msf)": "a HEIC picture, which Pillow cannot read: convert it to JPEG",
+}
+
+Files = dict[str, list[str]]  # for each class, in sorted order, the paths of its files
 Part = tuple[np.ndarray, np.ndarray]  # images, uint8 (N, 3, size, size), and labels, int64 (N,)
 
 
 def read_folder(folder: Path, size: int) -> tuple[Part, Part, list[str]]:
-    """The pictures in folder/train/<class>/ and folder/test/<class>/, and the class names.
+    """The training and the test pictures in `folder`, and the class names.
 
     Pictures may lie in folders inside those of the classes. Classes and files are taken in sorted
-    order; hidden ones are skipped.
+    order; hidden ones are skipped. What else is left out is said in a line.
 
     Raises:
         InputError: the folder is not laid out like this, or a file in it is not an image.
     """
-    for needed in (folder, folder / "train", folder / "test"):
-        if not os.path.isdir(needed):  # unlike Path.is_dir, it never raises
-            raise InputError(
-                f"{str(needed)!r} is not a folder: give a folder that holds train/<class>/ and "
-                "test/<class>/ with images, or one of auto, cifar10 and shapes"
-            )
     try:
-        train_files = files_by_class(folder / "train")
-        test_files = files_by_class(folder / "test")
+        parts = train_files, test_files = find_parts(folder)
     except OSError as error:
         raise InputError(
             f"{error.filename!r} cannot be listed ({error.strerror}): make it readable or remove it"
         ) from error
-    if train_files.keys() != test_files.keys():
-        odd = ", ".join(map(repr, sorted(train_files.keys() ^ test_files.keys())))
+    odd = sorted(train_files.keys() ^ test_files.keys())
+    if odd:
         raise InputError(
-            f"train and test in {str(folder)!r} must hold the same classes; only one of them has: "
-            f"{odd}"
+            f"the training and the test part in {str(folder)!r} must hold the same classes; only "
+            f"one of them has: {quoted(odd)}"
         )
-    train = read_images(train_files, size, "train images")
-    test = read_images(test_files, size, "test images")
-    return train, test, list(train_files)
+    images = read_images(
+        [path for part in parts for files in part.values() for path in files], size
+    )
+    train, test = (np.repeat(np.arange(len(part)), [*map(len, part.values())]) for part in parts)
+    return (images[: len(train)], train), (images[len(train) :], test), list(train_files)
 
 
-def files_by_class(folder: Path) -> dict[str, list[str]]:
-    """For each class folder in `folder`, in sorted order, the paths of the files in it."""
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    names = [name for name in names if not name.startswith(".")]
-    if len(names) < 2:
+# --------------------------------------------------------------------- which files there are
+
+
+def find_parts(folder: Path) -> tuple[Files, Files]:
+    """The files to train and to test on.
+
+    Raises:
+        InputError: the layout cannot be understood.
+        OSError: a folder cannot be listed.
+    """
+    if not os.path.isdir(folder):  # unlike Path.is_dir, it never raises
         raise InputError(
-            f"{str(folder)!r} has {len(names)} class folders, but telling classes apart takes two "
-            "or more: put the images of each class into a folder of their own"
+            f"{str(folder)!r} is not a folder: give a folder that holds train/CLASS/ and "
+            "test/CLASS/ with images, or just CLASS/, or one of auto, cifar10 and shapes"
+        )
+    folder = look_inside(folder)
+    folders = folders_in(folder)
+    train, test, val = (
+        [f for f in folders if re.fullmatch(PART_NAME % names, f.name, re.IGNORECASE)]
+        for names in ("train|training", "test|testing", "val|valid|validation")
+    )
+    skipped = []
+    if len(train) == len(test or val) == 1:
+        parts = train + (test or val)
+        unread = [f.name for f in folders if f not in parts]
+        if unread:
+            say(f"NOTE: left unread in {str(folder)!r}: {quoted(unread)}")
+        train_files, test_files = (files_by_class(look_inside(f), skipped) for f in parts)
+    else:
+        refuse_unclear(folder, folders, train + test + val)
+        train_files = files_by_class(folder, skipped)
+        test_files = hold_back(train_files, folder)
+    if skipped:
+        say(f"NOTE: files skipped, by their ending: {len(skipped):,}, the first is {skipped[0]!r}")
+    return train_files, test_files
+
+
+def look_inside(folder: Path) -> Path:
+    """`folder`, or the one folder in it if that holds folders: many archives have one around."""
+    inner = folders_in(folder)
+    return inner[0] if len(inner) == 1 and folders_in(inner[0]) else folder
+
+
+def folders_in(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.iterdir() if f.is_dir() and not is_hidden(f.name))
+
+
+def is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in LEFT_BY_SYSTEMS
+
+
+def quoted(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:10])) + (" ..." if len(names) > 10 else "")
+
+
+def refuse_unclear(folder: Path, folders: list[Path], parts: list[Path]) -> None:
+    """Raise InputError if `folders` may be no classes.
+
+    That is one part without the other, two of a kind, or folders that all hold the same folders.
+    """
+    inside = [[f.name for f in folders_in(f)] for f in folders]
+    alike = len(inside) > 1 and len(inside[0]) > 1 and inside.count(inside[0]) == len(inside)
+    if alike or len(parts) > 1 or any(folders_in(part) for part in parts):
+        raise InputError(
+            f"{str(folder)!r} holds {quoted([f.name for f in folders])}, but which one is to train "
+            "and which to test on is not clear: name them 'train' and 'test', move others away"
+        )
+
+
+def files_by_class(folder: Path, skipped: list[str]) -> Files:
+    """The pictures of each class folder in `folder`; other files are added to `skipped`."""
+    folders = folders_in(folder)
+    if len(folders) < 2:
+        pictures = [f for f in folder.iterdir() if f.is_file() and is_picture(f.name)]
+        raise InputError(
+            f"{str(folder)!r} holds class folders: {len(folders)}, pictures: {len(pictures)}; "
+            "but telling classes apart takes two or more folders: put the images of each class "
+            "into a folder of their own"
         )
     classes = {}
-    for name in names:
-        files = files_below(str(folder / name))
-        if not files:
+    for of_class in folders:
+        files = files_below(str(of_class), {*map(str, of_class.resolve().parents)})
+        pictures = [path for path in files if is_picture(path)]
+        if not pictures:
             raise InputError(
-                f"{str(folder / name)!r} holds no images: add some, or remove the folder"
+                f"{str(of_class)!r} holds no images (other files: {len(files)}): add some, or "
+                "remove the folder"
             )
-        classes[class_name(folder / name)] = files
-    return classes
+        skipped += [path for path in files if not is_picture(path)]
+        classes.setdefault(class_name(of_class), []).extend(pictures)
+    return dict(sorted(classes.items()))
+
+
+def is_picture(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in PICTURES
 
 
 def class_name(folder: Path) -> str:
     """The name of a class folder as text, whatever encoding Python takes the file system's for.
 
-    Raises InputError if it is not UTF-8, which TensorBoard could not show.
+    Macs write "é" as two characters, others as one. Here it is one: both are the same class.
+    Raises InputError if the name is not UTF-8, which TensorBoard could not show.
     """
     try:
-        return os.fsencode(folder.name).decode("utf-8")
+        return unicodedata.normalize("NFC", os.fsencode(folder.name).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(f"{str(folder)!r} is not a name in UTF-8: rename the folder") from error
 
 
-def files_below(folder: str) -> list[str]:
+def files_below(folder: str, seen: set[str]) -> list[str]:
     """The files in `folder` and in the folders inside it, links followed, hidden ones left out.
 
-    Raises:
-        OSError: a folder cannot be listed.
+    A folder in `seen` is not entered: a link back to one would go round for ever.
     """
-    here = Path(os.path.realpath(folder))
-    seen = {here, *here.parents}  # a link back to one of these would go round for ever
-
-    def fail(error: OSError) -> None:  # os.walk skips such a folder without a word
-        raise error
-
+    here = os.path.realpath(folder)
+    if here in seen:
+        return []
+    seen.add(here)
     found = []
-    for root, folders, files in os.walk(folder, followlinks=True, onerror=fail):
-        for name in sorted(folders):
-            target = Path(os.path.realpath(os.path.join(root, name)))
-            if name.startswith(".") or target in seen:
-                folders.remove(name)  # os.walk then does not enter it
-            seen.add(target)
-        folders.sort()
-        visible = [f for f in files if not f.startswith(".") and f.lower() not in IGNORED_FILES]
-        found += [os.path.join(root, name) for name in sorted(visible)]
+    for entry in sorted(os.scandir(folder), key=lambda entry: (entry.is_dir(), entry.name)):
+        if not is_hidden(entry.name):
+            found += files_below(entry.path, seen) if entry.is_dir() else [entry.path]
     return found
 
 
-def read_images(files: dict[str, list[str]], size: int, title: str) -> Part:
-    """Read the files of each class into one array; on a terminal, a progress bar is shown."""
-    paths = [path for of_class in files.values() for path in of_class]
-    labels = np.repeat(np.arange(len(files)), [len(of_class) for of_class in files.values()])
+def hold_back(files: Files, folder: Path) -> Files:
+    """Take every fifth file of each class out of `files`, and return those.
+
+    Raises InputError if a class has too few.
+    """
+    few = [name for name, of_class in files.items() if len(of_class) < HOLD_BACK]
+    if few:
+        raise InputError(
+            f"{str(folder)!r} has no test part, and fewer than {HOLD_BACK} pictures, of which one "
+            f"could be held back, of {quoted(few)}: add some, or make folders 'train' and 'test'"
+        )
+    held = {name: of_class[HOLD_BACK - 1 :: HOLD_BACK] for name, of_class in files.items()}
+    for of_class in files.values():
+        del of_class[HOLD_BACK - 1 :: HOLD_BACK]
+    total = sum(map(len, held.values()))
+    say(f"NOTE: {total:,} pictures, every {HOLD_BACK}th of a class, are held back to test on")
+    return held
+
+
+# --------------------------------------------------------------------- from a file to an array
+
+
+def read_images(paths: list[str], size: int) -> np.ndarray:
+    """Read files into one array, uint8 (N, 3, size, size); on a terminal, with a progress bar.
+
+    Raises:
+        InputError: files cannot be read; it counts them and names the first.
+    """
     images = np.empty((len(paths), 3, size, size), np.uint8)
+    faults = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on files that it can read after all
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         # One after the other: with files as small as CIFAR-10's, threads only wait for each other.
-        for i, path in enumerate(tqdm(paths, title, unit=" files", disable=None)):
-            images[i] = read_image(path, size).transpose(2, 0, 1)
-    return images, labels
+        for i, path in enumerate(tqdm(paths, "images", unit=" files", disable=None)):
+            try:
+                images[i] = read_image(path, size).transpose(2, 0, 1)
+            except InputError as fault:
+                faults.append(fault)
+    if faults:
+        others = f"{len(faults):,} files cannot be read; the first: " if len(faults) > 1 else ""
+        raise InputError(f"{others}{faults[0]}")
+    return images
 
 
 def read_image(path: str, size: int) -> np.ndarray:
@@ -138,20 +250,42 @@ def read_image(path: str, size: int) -> np.ndarray:
             ImageOps.exif_transpose(picture, in_place=True)
             return np.asarray(to_rgb(picture).resize((size, size), Image.Resampling.LANCZOS))
     except Exception as error:  # Pillow's many decoders fail in as many ways
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise InputError(
-            f"{path!r} is not an image that Pillow can read ({reason}): remove or replace it"
-        ) from error
+        raise InputError(f"{path!r} {what_is_wrong(path, error)}") from error
+
+
+def what_is_wrong(path: str, error: Exception) -> str:
+    """What a file is, by its first bytes, or else Pillow's own words; and what to do about it."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        with open(path, "rb") as file:
+            start = file.read(512)
+        for pattern, meaning in FIRST_BYTES.items():
+            if re.search(pattern, start, re.IGNORECASE | re.DOTALL):
+                return f"is {meaning}, or remove it"
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return f"is not an image that Pillow can read ({reason}): remove or replace it"
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
     """Turn any of Pillow's modes into RGB; what is transparent becomes white."""
-    if picture.mode == "F":
-        raise ValueError("its pixels are floats, and which value is white is not known")
-    if picture.mode.startswith("I"):  # 16 bits per pixel: convert() would clip them at 255
-        grey = np.asarray(picture).astype(np.float32) / 257
-        picture = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
+    if picture.mode == "F" or (picture.mode == "I" and picture.format not in ("PNG", "PPM")):
+        raise ValueError("its pixels are floats or 32-bit integers: which one is white?")
+    if picture.mode.startswith("I"):
+        picture = from_16_bits(picture)
     if picture.has_transparency_data:
+        key = picture.info.get("transparency")
+        if isinstance(key, tuple) and max(key) > 255:  # a colour in 16 bits; the pixels are in 8
+            picture.info["transparency"] = tuple(value >> 8 for value in key)
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture.convert("RGB")
+
+
+def from_16_bits(picture: Image.Image) -> Image.Image:
+    """Grey of 12 or 16 bits a pixel in 8: convert() would clip it at 255, take zero for black."""
+    pixels = np.asarray(picture).astype(np.float32)
+    tags = getattr(picture, "tag_v2", {})
+    grey = pixels / ((2 ** tags.get(TIFF_BITS, [16])[0] - 1) / 255)
+    if tags.get(TIFF_PHOTOMETRIC) == 0:
+        grey = 255 - grey
+    grey[pixels == picture.info.get("transparency", -1)] = 255
+    return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))

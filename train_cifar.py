@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type="seed", default=0, help="same seed, same run")
     add("--device", default="auto", help="cpu, cuda or mps; auto: cuda if there is one, else cpu")
     add = parser.add_argument_group("images").add_argument
-    add("--data", default="auto", metavar="SOURCE", help="cifar10, shapes, a folder, or auto")
+    add("--data", default="auto", metavar="SOURCE", help="cifar10, shapes, a picture folder, auto")
     add("--data-dir", default="data", help="where CIFAR-10 is kept")
     add("--mirror", action="append", default=[], metavar="URL", help="ask for CIFAR-10 here first")
     add("--train-images", type="count", metavar="N", help="train on N of the images (default: all)")

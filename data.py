@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import CIFAR10
 
 from support import shapes
-from support.download import fetch_cifar10
+from support.cifar10 import fetch_cifar10
 from support.errors import InputError
 from support.folder import read_folder
 

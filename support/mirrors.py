@@ -1,173 +1,252 @@
-"""What is known about the mirrors of a file: which is fastest, which fail, which send junk."""
+"""One file from the fastest of several mirrors: it goes on until it fails or becomes slow.
 
+All mirrors are asked at once, and the one that proves fastest goes on. When it breaks off or is
+slow, all are asked again. What was received is kept, whoever continues it.
+"""
+
+import contextlib
 import math
+import os
+import queue
+import re
+import sys
+import threading
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
+from http.client import HTTPResponse
+from pathlib import Path
+from typing import BinaryIO
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
-from support.streams import MIN_SPEED, Stream, news
+from torchvision.datasets.utils import check_integrity
+from tqdm import tqdm
 
-PROBE_BYTES = 2**19  # asked of each mirror to see how fast it is
-PROBE_S = 3.0  # a probe ends then, if another mirror can continue
-PATIENCE_S = 18.0  # without anything new from any mirror
-GRACE_S = 0.3  # the least that the others get after the first has delivered
-MUCH_FASTER = 3  # times as fast: worth leaving a mirror for
-SLOW_S = 30.0  # a mirror is slow if the rest would take longer
-REST_S = 60.0  # before a mirror that was not much faster is tried again
-ENOUGH = 2**16  # bytes of a connection that make its mirror worth asking again at once
-POOR = 5  # connections in a row that bring something, but not enough: then no more
+TIMEOUT_S = 7.0  # of a connection that is silent
+PATIENCE_S = 18.0  # without ENOUGH new bytes from any mirror
+ENOUGH = 2**16
+PROBE_BYTES = 2**20  # show how fast a mirror is
+PROBE_S = 3.0  # after that time, fewer do
+GRACE_S = 0.3  # the least that the others get
+WINDOW_S = 3.0  # a mirror is as fast as it was in the last seconds
+MUCH = 3  # times as fast, or as slow
+SLOW_S = 30.0  # a mirror is not left if the rest takes no longer
+MIN_SPEED = 1000  # bytes/s; less is no better than silence
 
 
-class Mirrors:
-    """The mirrors of one file, and in which order they are asked.
+class NoMirrorError(Exception):
+    """No mirror brings anything new; the message says what is wrong with each."""
 
-    Args:
-        urls: the mirrors, in order of preference.
-        named: those that the reader has asked for; one that works is left for another only when it
-            is slow and the other is much faster.
+
+def fetch_file(urls: Sequence[str], named: Sequence[str], path: Path, size: int, md5: str) -> None:
+    """Download a file of `size` bytes into `path`.part, and give it its name when its md5 is right.
+
+    An earlier part is continued. Of `urls`, those in `named` are left only for a much faster one. A
+    mirror that sends wrong bytes is left; where several took part, each is tried once more, alone.
+
+    Raises:
+        NoMirrorError: no mirror brings anything new; the part stays for the next time.
+        OSError: from the disk.
+    """
+    part = path.with_name(f"{path.name}.part")
+    groups, faults = [list(urls)], []
+    while groups:
+        transfer = Transfer(groups.pop(0), named, part, size)
+        try:
+            transfer.run()
+        except NoMirrorError as error:
+            faults.append(str(error))
+            continue
+        if check_integrity(part, md5):
+            os.replace(part, path)
+            return
+        part.unlink()
+        if transfer.had:  # an earlier run's bytes may be the wrong ones
+            groups.insert(0, transfer.urls)
+            continue
+        suspects = sorted(transfer.brought)
+        faults.append(f"{', '.join(map(transfer.name, suspects))}: wrong bytes (md5)")
+        print_on_stderr(f"{faults[-1]}; starting again")
+        others = [url for url in transfer.urls if url not in suspects]
+        alone = [[url] for url in suspects] if len(suspects) > 1 else []
+        groups = [*([others] if others else []), *alone, *groups]
+    raise NoMirrorError("; ".join(faults))
+
+
+class Connection(threading.Thread):
+    """The bytes from `first` on of a file of `size` bytes, read by a thread that may be left alone.
+
+    urlopen's time-out covers neither the look-up of a name, nor several addresses or redirects in a
+    row, nor a server that sends a byte now and then.
 
     Attributes:
-        waiting: to be asked, in this order, before we give up.
-        faults: what was last wrong with each mirror, "" for nothing.
+        blocks: what came; an empty one is the last.
+        received: number of bytes, also of those before `first` from a server that ignores Range.
+        fault: why not all came, in a few words.
     """
 
-    def __init__(self, urls: Sequence[str], named: Sequence[str] = ()) -> None:
-        self.urls, self.named = list(urls), list(named)
-        self.waiting = self.urls
+    def __init__(self, url: str, first: int, size: int) -> None:
+        super().__init__(name=f"mirror {url}", daemon=True)
+        self.url, self.first, self.size = url, first, size
+        self.blocks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self.received, self.fault, self.is_closed = 0, "", False
+        self.asked_at = time.monotonic()
+        self.start()
+
+    def run(self) -> None:
+        try:
+            with open_from(self.url, self.first, self.size) as response:
+                place = self.first if response.status == 206 else 0
+                while place < self.size and not self.is_closed:
+                    block = response.read1(min(2**16, self.size - place))
+                    if not block:
+                        raise OSError(f"broke off after {self.received:,} bytes")
+                    place += len(block)
+                    self.received += len(block)
+                    if place > self.first:
+                        self.blocks.put(block[self.first - place :])
+        except Exception as error:  # a server can bring about nearly any
+            self.fault = in_words(error)
+        self.blocks.put(b"")
+
+
+class Transfer:
+    """Fills a part file; see `fetch_file`.
+
+    Attributes:
+        had, position: bytes in the part, before and now.
+        brought: the mirrors that contributed.
+        faults, limits: why a mirror did not go on, and how many bytes/s are believed since.
+    """
+
+    def __init__(self, urls: Sequence[str], named: Sequence[str], part: Path, size: int) -> None:
+        self.urls, self.named, self.part, self.size = urls, named, part, size
+        self.had = self.position = part.stat().st_size if part.exists() else 0
+        self.brought: set[str] = set()
         self.faults: dict[str, str] = {}
-        self.speeds: dict[str, float] = {}  # bytes/s, as last measured; 0 after a fault
-        self.poor: Counter[str] = Counter()  # connections in a row that brought little
-        self.rests_until: dict[str, float] = {}  # of mirrors that were tried and not faster
-        self.is_last_round = False  # those that fail now get no other chance
+        self.limits: dict[str, float] = {}
 
-    def choose(self, start: int, size: int) -> Stream | None:
-        """Ask all at once for the bytes at `start`; put the best mirror first.
+    def run(self) -> None:
+        """Append to the part until it has its size; raises NoMirrorError and OSError."""
+        is_hidden = None if sys.stderr else True  # None: shown on a terminal only
+        bar = tqdm(initial=self.had, total=self.size, unit="B", unit_scale=True, disable=is_hidden)
+        counted = -ENOUGH
+        with self.part.open("ab") as file, bar:
+            while self.position < self.size:
+                if self.position - counted >= ENOUGH:
+                    counted, self.give_up_at = self.position, time.monotonic() + PATIENCE_S
+                best = self.choose()
+                try:
+                    self.receive(best, file, bar)
+                finally:
+                    best.is_closed = True
 
-        Returns its stream, which holds the first bytes; None when no mirror delivered any.
-        """
-        streams = probe(self.urls, start, size)
-        deviating = outvoted(streams)
-        for stream in streams:
-            if stream.received or stream.fault:
-                self.speeds[stream.url] = 0.0 if stream in deviating else stream.speed
-            fault = "not the bytes that others send" if stream in deviating else stream.fault
-            self.faults[stream.url] = fault or ("" if stream.received else "no answer")
-        useful = [stream for stream in streams if stream.received and stream not in deviating]
-        if not useful:  # those that answered have failed
-            self.waiting = [url for url in self.urls if url not in self.speeds]
-            return None
-        best = max(useful, key=lambda stream: (stream.is_complete, self.speeds[stream.url]))
-        enough = min(self.speeds[best.url] / MUCH_FASTER, (size - start) / SLOW_S)
-        named = (s for s in useful if s.url in self.named and self.speeds[s.url] >= enough)
-        chosen = next(named, best)
-        self.put_first(chosen.url)
-        return chosen
+    def choose(self) -> Connection:
+        """Ask all mirrors at once: the fastest, or one of the named that is not much slower."""
+        asked, best = [Connection(url, self.position, self.size) for url in self.urls], None
+        try:
+            while not self.is_decided(asked):
+                time.sleep(0.02)
+            speeds = self.speeds(asked)
+            if not speeds:
+                raise NoMirrorError(self.summary(asked))
+            best = max(speeds, key=speeds.get)
+            named = [c for c in speeds if c.url in self.named and speeds[c] >= speeds[best] / MUCH]
+            best = named[0] if named else best
+        finally:
+            for connection in asked:
+                connection.is_closed = connection is not best
+        speed = tqdm.format_sizeof(speeds[best])
+        left = tqdm.format_interval((self.size - self.position) / speeds[best])
+        print_on_stderr(f"{self.name(best.url)}: {speed}B/s, at most {left} left")
+        return best
 
-    def start_rival(self, url: str, start: int, size: int) -> Stream | None:
-        """Ask the mirror that is likely to be much faster than `url` now is, if there is one."""
-        for other in self._ranked():
-            hope = self.speeds.get(other, math.inf)
-            rested = time.monotonic() >= self.rests_until.get(other, 0)
-            if other != url and hope > MUCH_FASTER * self.speeds[url] and rested:
-                return Stream(other, start, size, PROBE_BYTES)
-        return None
-
-    def is_overtaken(self, url: str, rival: Stream) -> bool:
-        """Note what a rival's probe has shown; if it is much faster than `url`, put it first."""
-        self.speeds[rival.url], self.faults[rival.url] = rival.speed, rival.fault
-        if rival.speed > MUCH_FASTER * self.speeds[url]:
-            self.put_first(rival.url)
+    def is_decided(self, asked: Sequence[Connection]) -> bool:
+        """Whether it is known who is fastest: a slow or dead mirror holds nobody up."""
+        if not any(c.is_alive() for c in asked) or time.monotonic() > self.give_up_at:
             return True
-        self.rests_until[rival.url] = time.monotonic() + REST_S
-        return False
+        useful = self.speeds(asked)
+        is_clear = any(c.received > PROBE_BYTES or not (c.is_alive() or c.fault) for c in useful)
+        seconds = time.monotonic() - asked[0].asked_at
+        return bool(useful) and seconds > (GRACE_S if is_clear else PROBE_S)
 
-    def note_end(self, url: str, brought: int) -> None:
-        """Decide who is next after a connection to `url` that brought `brought` new bytes."""
-        if brought < ENOUGH:
-            self.poor[url] += 1
-            self.speeds[url] = 0.0  # whatever a probe has promised
-            again = [url] if brought and self.poor[url] < POOR else []
-            self.waiting = [*self.waiting[1:], *again]
-        else:
-            self.poor[url] = 0
-            if not self.is_last_round:
-                self.put_first(url)
+    def speeds(self, asked: Sequence[Connection]) -> dict[Connection, float]:
+        """Bytes/s of those that have brought anything, as far as their mirrors can be believed."""
+        now = time.monotonic()
+        limits = {c: self.limits.get(c.url, math.inf) for c in asked if c.received}
+        good = {c: limit for c, limit in limits.items() if limit >= MIN_SPEED}
+        return {c: min(c.received / (now - c.asked_at), limit) for c, limit in good.items()}
 
-    def put_first(self, url: str) -> None:
-        """Ask `url` next; all others get another chance after it, the fastest first."""
-        self.waiting = [url, *(other for other in self._ranked() if other != url)]
+    def receive(self, source: Connection, file: BinaryIO, bar: tqdm) -> None:
+        """Write what a mirror sends until it ends, or is much slower than it was."""
+        expected, block = self.speeds([source])[source], b"none yet"
+        before, seen, seen_at = self.position, source.received, time.monotonic()
+        while block:
+            with contextlib.suppress(queue.Empty):
+                block = source.blocks.get(timeout=0.2)
+                self.brought |= {source.url} if block else set()
+                file.write(block)
+                file.flush()
+                self.position += len(block)
+                bar.update(len(block))
+            seconds = time.monotonic() - seen_at
+            if seconds > WINDOW_S:
+                speed = (source.received - seen) / seconds
+                expected = max(expected, speed)
+                takes_long = self.size - self.position > SLOW_S * speed
+                if speed < MIN_SPEED or (speed < expected / MUCH and takes_long):
+                    source.fault = f"slow ({tqdm.format_sizeof(speed)}B/s)"
+                    break
+                seen, seen_at = source.received, time.monotonic()
+        self.faults[source.url] = source.fault
+        if source.fault:
+            print_on_stderr(f"{self.name(source.url)}: {source.fault}")
+        seconds = max(time.monotonic() - source.asked_at, 1)
+        self.limits[source.url] = (self.position - before) / seconds
 
-    def leave_out(self, url: str, fault: str) -> None:
-        """Never ask `url` again."""
-        self.faults[url] = fault
-        self.urls = [other for other in self.urls if other != url]
-        waiting = self.waiting if self.is_last_round else self._ranked()
-        self.waiting = [other for other in waiting if other != url]
-
-    def start_last_round(self) -> None:
-        """Ask each mirror once more, alone, and then give up."""
-        self.is_last_round, self.waiting = True, self._ranked()
+    def summary(self, asked: Sequence[Connection]) -> str:
+        """What is wrong with each mirror, in one line."""
+        names = defaultdict(list)
+        for connection in asked:
+            fault = connection.fault or self.faults.get(connection.url) or "no answer in time"
+            names[fault].append(self.name(connection.url))
+        return "; ".join(f"{', '.join(urls)}: {fault}" for fault, urls in names.items())
 
     def name(self, url: str) -> str:
         """What to call a mirror: the URL that the reader gave, or the host of a built-in one."""
-        return url if url in self.named else urlsplit(url).netloc or url
-
-    def skipped(self, chosen: str) -> list[str]:
-        """The named mirrors that would have come before `chosen`."""
-        return [url for url in self.urls[: self.urls.index(chosen)] if url in self.named]
-
-    def summary(self) -> str:
-        """What is wrong with each mirror, in one line."""
-        names = defaultdict(list)
-        for url in dict.fromkeys([*self.faults, *self.waiting]):
-            fault = self.faults.get(url) or f"not asked after {PATIENCE_S:.0f} s without a byte"
-            names[fault].append(self.name(url))
-        return "; ".join(f"{', '.join(urls)}: {fault}" for fault, urls in names.items())
-
-    def _ranked(self) -> list[str]:
-        """All mirrors: the fastest first, then the unknown ones, then those that failed."""
-        return sorted(self.urls, key=lambda url: -self.speeds.get(url, MIN_SPEED))
+        return url if url in self.named else urlsplit(url).netloc
 
 
-def probe(urls: Sequence[str], start: int, size: int) -> list[Stream]:
-    """Ask all for the same short range at once; returns their streams, stopped, in that order.
+def open_from(url: str, first: int, size: int) -> HTTPResponse:
+    """Ask for the bytes from `first` on of a file of `size` bytes; some servers send all (200).
 
-    Once the first has delivered, the others get MUCH_FASTER times as long as it took: enough to see
-    whether they are much slower, and a dead address delays nobody.
+    Raises OSError, ValueError or http.client.HTTPException: the server has something else, or none.
     """
-    begin = time.monotonic()
-    streams = [Stream(url, start, size, PROBE_BYTES) for url in urls]
+    request = Request(url, headers={"User-Agent": "cifar10-tutorial", "Range": f"bytes={first}-"})
     try:
-        with news:
-            while not _is_decided(streams, time.monotonic() - begin):
-                news.wait(0.1)
-    finally:
-        for stream in streams:
-            stream.close()
-    return streams
+        response = urlopen(request, timeout=TIMEOUT_S)
+    except HTTPError as error:
+        error.close()  # it is a response, too
+        raise
+    span, _, offered = response.headers.get("Content-Range", "").partition("/")
+    if response.status == 200:
+        span, offered = f"bytes {first}-", response.headers.get("Content-Length", "unknown")
+    if offered != str(size) or not span.startswith(f"bytes {first}-"):  # such as a login page
+        response.close()
+        raise OSError(f"offers something else (HTTP {response.status}, size {offered})")
+    return response
 
 
-def _is_decided(streams: list[Stream], seconds: float) -> bool:
-    if all(stream.is_done for stream in streams) or seconds >= PATIENCE_S:
-        return True
-    times = [s.arrivals[-1][0] - s.asked_at for s in streams if s.is_complete]
-    if times:
-        return seconds >= max(GRACE_S, MUCH_FASTER * min(times))
-    return seconds >= PROBE_S and any(stream.received for stream in streams)
+def in_words(error: Exception) -> str:
+    """A network error in a few words, without control characters that a server may have sent."""
+    text = re.sub(r"<?urlopen error |\[\w+ -?\d+\] ", "", str(error)).strip("<>") or repr(error)
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200]
 
 
-def outvoted(streams: Sequence[Stream]) -> list[Stream]:
-    """The streams whose first bytes differ from those of the majority; all start at one place.
-
-    A stream with less than 1 kB has no vote, unless it is complete.
-    """
-    voters = [s for s in streams if s.received and (s.received >= 1000 or s.is_complete)]
-    if not voters:
-        return []
-    shared = min(stream.received for stream in voters)
-    votes = Counter(bytes(stream.buffer[:shared]) for stream in voters)
-    right, count = votes.most_common(1)[0]
-    if count <= len(voters) / 2:
-        return []
-    return [stream for stream in voters if stream.buffer[:shared] != right]
+def print_on_stderr(line: str) -> None:
+    """Print a line without tearing the progress bar: stdout is for results."""
+    with contextlib.suppress(AttributeError, OSError):  # stderr is closed or broken
+        tqdm.write(line, file=sys.stderr)
+        sys.stderr.flush()

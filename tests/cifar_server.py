@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 from torchvision.datasets import CIFAR10
 
-from support import download, mirrors
+from support import cifar10, mirrors
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
@@ -39,8 +39,8 @@ constants, script, *arguments = sys.argv[1:]
 sys.path.insert(0, str(pathlib.Path(script).resolve().parent))
 sys.path.insert(0, {root!r})
 from torchvision.datasets import CIFAR10
-from support import download, mirrors
-owners = {{"download": download, "mirrors": mirrors, "CIFAR10": CIFAR10}}
+from support import cifar10, mirrors
+owners = {{"cifar10": cifar10, "mirrors": mirrors, "CIFAR10": CIFAR10}}
 for owner, values in json.loads(pathlib.Path(constants).read_text()).items():
     for name, value in values.items():
         setattr(owners[owner], name, value)
@@ -74,15 +74,15 @@ class TinyCifar:
     labels: dict[bool, list[int]]
 
     def constants(self) -> dict[str, dict]:
-        """What stands in `download` and `CIFAR10` for the real archive."""
+        """What stands in `cifar10` and `CIFAR10` for the real archive."""
         sums = [[name, md5(content)] for name, content in self.files.items()]
         return {
-            "download": {
+            "cifar10": {
                 "ARCHIVE_SIZE": len(self.archive),
                 "ARCHIVE_MD5": md5(self.archive),
                 "BUILT_IN_MIRRORS": [],
             },
-            "mirrors": {"PROBE_BYTES": PROBE_BYTES, "ENOUGH": PROBE_BYTES},
+            "mirrors": {"PROBE_BYTES": PROBE_BYTES, "ENOUGH": PROBE_BYTES, "GRACE_S": 0.1},
             "CIFAR10": {
                 "train_list": [pair for pair in sums if pair[0] in TRAIN_FILES],
                 "test_list": [pair for pair in sums if pair[0] == "test_batch"],
@@ -116,6 +116,7 @@ class Server(ThreadingHTTPServer):
     """Serves `archive` under /HABIT/cifar-10-python.tar.gz; see Handler for the habits."""
 
     daemon_threads = True
+    request_queue_size = 20
 
     def __init__(self, archive: bytes):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -127,7 +128,7 @@ class Server(ThreadingHTTPServer):
         self.redirect_to = ""
 
     def url(self, habit: str) -> str:
-        return f"http://127.0.0.1:{self.server_port}/{habit}/{download.ARCHIVE_NAME}"
+        return f"http://127.0.0.1:{self.server_port}/{habit}/{cifar10.ARCHIVE_NAME}"
 
     @property
     def sent(self) -> int:
@@ -216,12 +217,10 @@ class Handler(BaseHTTPRequestHandler):
             self.server.go_on.wait(0.02)
             self.body(self.server.archive[place : place + 1])
 
-    def probes_only(self) -> None:
-        """Sends short ranges, but not the rest."""
-        if self.headers.get("Range", "-").endswith("-"):
-            self.send_error(503)
-        else:
-            self.good()
+    def late(self) -> None:
+        """Answers later than others show what they can."""
+        self.server.go_on.wait(2 * mirrors.PROBE_S)
+        self.good()
 
     def one_byte(self) -> None:
         """One byte for each connection."""
@@ -333,7 +332,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> TinyCifar:
 
 def pretend(monkeypatch: pytest.MonkeyPatch, constants: dict[str, dict]) -> None:
     """Set the constants in this process, until the end of the test."""
-    owners = {"download": download, "mirrors": mirrors, "CIFAR10": CIFAR10}
+    owners = {"cifar10": cifar10, "mirrors": mirrors, "CIFAR10": CIFAR10}
     for owner, values in constants.items():
         for name, value in values.items():
             monkeypatch.setattr(owners[owner], name, value)

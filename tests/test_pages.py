@@ -33,7 +33,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import data
 import train_cifar
-from support import download, mirrors, shapes, streams
+from support import cifar10, mirrors, shapes
 from support.errors import InputError
 from support.profiler import TRACE_NAME
 
@@ -344,8 +344,8 @@ def test_other_quantities_are_known(pages):
 
 
 def test_quantities_of_the_text_are_the_programs(reader):
-    assert round(download.ARCHIVE_SIZE / download.MB) == 163
-    assert mirrors.PATIENCE_S + streams.TIMEOUT_S <= 30
+    assert round(cifar10.ARCHIVE_SIZE / 2**20) == 163
+    assert mirrors.PATIENCE_S + mirrors.WINDOW_S <= 30
     assert reader.tensorboard(["--logdir", "runs"]).reload_interval == 5
     wrong = {code for name in ENGLISH for code in Page(name).codes if "--wrong-labels 0" in code}
     assert wrong == {"--wrong-labels 0.4"}  # 60 % are right

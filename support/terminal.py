@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import shlex
 import signal
@@ -32,6 +33,7 @@ STAND_IN_NOTE = (
 PATIENCE_NOTE = (
     "NOTE: with the default settings the loss stays near 2.30 for some 5,000 steps, then falls."
 )
+ENOUGH_STEPS = 2000  # a net that starts from chance needs about so many
 
 
 def exit_status(main: Callable[[list[str] | None], None]) -> Callable[[list[str] | None], int]:
@@ -137,6 +139,8 @@ def in_progress(run: Run) -> Iterator[None]:
     if run.data.is_stand_in:
         say(STAND_IN_NOTE)
         say(PATIENCE_NOTE)
+    elif run.is_new and is_short(run):
+        say(short_run_note(run))
     order_event_files(run.run_dir)
     try:
         with caught_signals() as run.signals, device_errors(run.processes.device):
@@ -155,6 +159,26 @@ def in_progress(run: Run) -> Iterator[None]:
         say(STAND_IN_NOTE)
     say("now look at it:")
     say(f"  {watch}")
+
+
+def is_short(run: Run) -> bool:
+    """Whether a run on the reader's own pictures has the default rate and too few steps for it."""
+    args = run.args
+    steps = args.epochs * len(run.data.train_loader)
+    by_default = args.lr == 0.001 and args.schedule == "constant"
+    return run.data.source != "cifar10" and by_default and steps < ENOUGH_STEPS
+
+
+def short_run_note(run: Run) -> str:
+    """What to type instead: 16 images a step and about 2,000 steps, in 20 to 100 epochs."""
+    steps = run.args.epochs * len(run.data.train_loader)
+    tens = math.ceil(1.6 * ENOUGH_STEPS / len(run.data.train_loader.dataset))
+    epochs = min(100, max(20, 10 * tens))
+    words = f"--epochs {epochs} --batch-size 16 --lr 0.02 --schedule onecycle --augment".split()
+    return (
+        f"NOTE: {steps:,} steps are too few to learn with the default settings; better: "
+        f"{start_command('--data', run.args.data, *words)}"
+    )
 
 
 @contextlib.contextmanager

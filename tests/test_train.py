@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, TEST_IMAGES, read_events, read_scalars, run_tiny, same_weights
+from PIL import Image
 from tensorboard.plugins.hparams.api_pb2 import Status
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.data import DataLoader
@@ -388,3 +390,27 @@ def test_the_defaults_are_the_notes():
     assert (args.epochs, args.batch_size, args.lr, args.momentum) == (2, 4, 0.001, 0.9)
     assert args.report_every == 2000 * 4
     assert (args.schedule, args.augment, args.views) == ("constant", False, "all")
+
+
+# ------------------------------------------------------------------------------- small sets
+
+
+@pytest.mark.parametrize(("count", "epochs"), [(60, 100), (500, 70), (2000, 20)])
+def test_a_short_run_is_told_the_command_that_suits(tmp_path, capsys, monkeypatch, count, epochs):
+    monkeypatch.setattr(sys, "argv", ["train_cifar.py"])
+    images = np.random.default_rng(0).integers(0, 256, (count, 2, 2, 3), np.uint8)
+    for index, pixels in enumerate(images):
+        path = tmp_path / "my set" / ("train" if index % 50 else "test") / "ab"[index // 2 % 2]
+        path.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path / f"{index}.png")
+    words = ["--data", str(tmp_path / "my set"), "--log-dir", str(tmp_path), "--views", "notes"]
+    monkeypatch.setattr(train_cifar, "train", lambda run: None)
+    assert train_cifar.main(words) == 0
+    (note,) = re.findall("NOTE: .* steps are too few .*; better: (.*)", capsys.readouterr().out)
+    args = train_cifar.parse_args(shlex.split(note)[2:])
+    assert (args.data, args.epochs, args.batch_size) == (words[1], epochs, 16)
+    assert (args.lr, args.schedule, args.augment) == (0.02, "onecycle", True)
+    enough = [["--lr", "0.002"], ["--schedule", "onecycle"], ["--epochs", "400"]]
+    for more in enough if count == 60 else []:
+        assert train_cifar.main([*words, *more]) == 0
+        assert "NOTE" not in capsys.readouterr().out

@@ -1,10 +1,12 @@
-"""The runs of docs/sick-runs.md, each as printed there, and whether its sign was seen.
+"""The runs of docs/sick-runs.md and docs/bugs.md, and whether each of them showed its sign.
 
+    python benchmarks/sick_runs.py --data FOLDER --jobs 16
     python benchmarks/sick_runs.py --data FOLDER --write
     python benchmarks/sick_runs.py --seeds 1
 
-The first makes all figures and pictures of the page: every run, as a process of its own, with three
-seeds, on the images in FOLDER and on the shapes. The second takes the shapes only, and one seed.
+The first makes every run, as a process with one thread, so many at once: on the images in FOLDER
+with five seeds, on the shapes with three. What was stopped goes on where it was. The second then
+brings figures and pictures of the pages up to date. The third takes one seed, and the shapes only.
 """
 
 import argparse
@@ -15,28 +17,31 @@ import math
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from compare import processor
+from figures import ROOT, measure_all, over_seeds, pages, write_pages
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
-from torch.utils.data import DataLoader
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+
+from bugs import BUGS  # noqa: E402
 
 import viz  # noqa: E402
-from data import ImageDataset, already_collated, read_source  # noqa: E402
+from data import ImageDataset, read_source  # noqa: E402
 from model import Net  # noqa: E402
 from support.checkpoint import load_checkpoint  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "sick_runs.json"
-FIGURE = re.compile(r"(?P<number>\d[\d,.]*)(?P<unit>(?: %| s)?)<!-- figure: (?P<path>.+?) -->")
+SEEDS = {"photographs": 5, "shapes": 3}
+BY_HEART = "--train-images 20 --batch-size 4 --lr 0.01 --epochs 60 --views notes"
 
 RUNS = {  # name: settings; the page prints `python train_cifar.py SETTINGS --run-name NAME`
     "healthy": "--batch-size 32 --lr 0.01 --epochs 3",
@@ -67,7 +72,44 @@ SIGNS = {
     "overfit-cured": lambda run, healthy: run["test_loss"] < 1.1 * run["lowest_test_loss"],
     "wrong-labels": lambda run, healthy: run["mislabelled_of_8_mistakes"] >= 6,
     "augmented": lambda run, healthy: run["training_loss"] > run["test_loss"],
+    # docs/bugs.md
+    "no-zero-grad": lambda run, healthy: run["gradient_norm"] > 10 * healthy["gradient_norm"],
+    "no-step": lambda run, healthy: run["conv1_moved"] == 0 and run["conv1_gradient"] > 0,
+    "other-net": lambda run, healthy: (
+        run["conv1_moved"] == 0 and run["gradient_norm"] > 3 * run["first_gradient_norm"]
+    ),
+    "double-softmax": lambda run, healthy: (
+        run["test_loss"] > run["epoch_1_test_loss"]
+        and run["test_accuracy"] > run["epoch_1_test_accuracy"]
+    ),
+    "softmax-over-batch": lambda run, healthy: (
+        run["first_gradient_norm"] < 0.1 * healthy["first_gradient_norm"]
+    ),
+    "rolled-labels": lambda run, healthy: is_flat(run) and run["conv1_gradient"] > 0,
+    "sorted": lambda run, healthy: run["last_class_recall"] > 0.9 and run["classes_found"] <= 2,
+    "pixels-to-255": lambda run, healthy: run["test_loss_at_0"] > 1.15 * math.log(run["classes"]),
+    "scaled-twice": lambda run, healthy: is_flat(run) and run["classes_found"] == 1,
+    "test-in-bgr": lambda run, healthy: (
+        run["epoch_1_test_loss"] > 1.1 * run["epoch_1_training_loss"]
+    ),
+    "dropout-at-test": lambda run, healthy: run["test_loss"] > 0.97 * run["training_loss"],
+    "dropout": lambda run, healthy: run["test_loss"] < 0.97 * run["training_loss"],
 }
+
+
+def is_flat(run: dict) -> bool:
+    """Whether the loss has not fallen: it is that of equal probabilities."""
+    return run["training_loss"] > 0.97 * math.log(run["classes"])
+
+
+# The second check before a long run, healthy and with each bug: what does not learn 20 images has
+# been caught.
+HEARTS = {"by-heart": f"train_cifar.py {BY_HEART}"}
+HEARTS |= {f"{name}-by-heart": f"docs/bugs.py {name} {BY_HEART}" for name in BUGS}
+SIGNS |= {name: lambda run, healthy: run["training_loss"] > 0.1 for name in HEARTS}
+SIGNS["by-heart"] = lambda run, healthy: run["training_loss"] < 0.05
+COMMANDS = {name: f"train_cifar.py {settings}" for name, settings in RUNS.items()}
+COMMANDS |= {name: f"docs/bugs.py {name}" for name in BUGS} | HEARTS
 
 
 # ------------------------------------------------------------------------- what a run has shown
@@ -84,44 +126,60 @@ def read_events(run_dir: Path) -> dict[str, list]:
 
 
 def figures(run_dir: Path) -> dict[str, float]:
-    """What the signs are read off: scalars, the last gradients of conv1, the table per class.
+    """What the signs are read off: scalars, gradients and weights of conv1, the table per class.
 
     Nothing at all of a run that fails before its first report.
     """
     events = read_events(run_dir)
     if "training loss" not in events:
         return {}
-    tags = ("training loss", "test/loss", "test/accuracy", "training progress/gradient norm")
-    scalars = {
-        tag: [(step, value.simple_value) for step, value in events.get(tag, [])] for tag in tags
-    }
-    training = [loss for _, loss in scalars["training loss"]]
+    steps, training = read_scalar(events, "training loss")
+    tested, test = read_scalar(events, "test/loss")
     found = {
-        "steps": scalars["training loss"][-1][0],
+        "steps": steps[-1],
         "training_loss": training[-1],
         "highest_training_loss": max(training),
         "loss_digits": len(str(int(max(training)))),
-        "gradient_norm": scalars["training progress/gradient norm"][-1][1],
-        "conv1_gradient": events["gradients/conv1.weight"][-1][1].histo.sum_squares ** 0.5,
+        "test_loss_at_0": test[0],
     }
-    tests = [(step, loss) for step, loss in scalars["test/loss"] if step > 0]
-    if tests:  # a run that fails in its first epoch is never tested
-        first_epoch = tests[0][0]
+    _, norms = read_scalar(events, "training progress/gradient norm")
+    if norms:  # not with --views notes
+        first, *_, last = [value.histo for _, value in events["weights/conv1.weight"]] * 2
         found |= {
-            "epoch_1_training_loss": dict(scalars["training loss"])[first_epoch],
-            "test_loss": tests[-1][1],
-            "lowest_test_loss": min(loss for _, loss in tests),
-            "lowest_test_loss_epoch": 1 + min(range(len(tests)), key=lambda i: tests[i][1]),
-            "test_accuracy": scalars["test/accuracy"][-1][1],
-            "classes_found": classes_found(events["per class/text_summary"][-1][1]),
+            "first_gradient_norm": norms[0],
+            "gradient_norm": norms[-1],
+            "conv1_gradient": events["gradients/conv1.weight"][-1][1].histo.sum_squares ** 0.5,
+            "conv1_moved": abs(last.sum_squares - first.sum_squares),
         }
+    if len(test) > 1:  # a run that fails in its first epoch is tested at step 0 only
+        _, accuracies = read_scalar(events, "test/accuracy")
+        found |= {
+            "epoch_1_training_loss": training[steps.index(tested[1])],
+            "epoch_1_test_loss": test[1],
+            "epoch_1_test_accuracy": accuracies[1],
+            "test_loss": test[-1],
+            "lowest_test_loss": min(test[1:]),
+            "lowest_test_loss_epoch": 1 + test[1:].index(min(test[1:])),
+            "test_accuracy": accuracies[-1],
+        }
+    if "per class/text_summary" in events:
+        recalls = recall_by_class(events["per class/text_summary"][-1][1])
+        found["classes"] = len(recalls)
+        found["classes_found"] = sum(recall > 0 for recall in recalls)
+        found["last_class_recall"] = recalls[-1]
     return found
 
 
-def classes_found(table) -> int:
-    """In how many rows of the table per class the recall is above zero."""
+def read_scalar(events: dict[str, list], tag: str) -> tuple[list[int], list[float]]:
+    """The steps and values of a tag; both are empty where there is none."""
+    found = events.get(tag, [])
+    return [step for step, _ in found], [value.simple_value for _, value in found]
+
+
+def recall_by_class(table) -> list[float]:
+    """The recall of each class in the table per class."""
     _, _, *rows = table.tensor.string_val[0].decode().splitlines()
-    return sum(float(row.split("|")[4]) > 0 for row in rows)
+    return [float(row.split("|")[4]) for row in rows]
 
 
 @functools.lru_cache(2)
@@ -140,8 +198,7 @@ def compare_labels(run_dir: Path) -> dict[str, float]:
     net = Net(len(test.classes))
     net.load_state_dict(state["net"])
     with torch.inference_mode():
-        batches = DataLoader(test, 200, collate_fn=already_collated)
-        logits = torch.cat([net(images) for images, _ in batches])
+        logits = net(test.batch(range(len(test)))[0])
     worst = viz.worst_mistakes(logits.softmax(dim=1), shown.labels, 8)
     _, right = train.sample(16, seed)
     _, given = train.mislabel(share, seed).sample(16, seed)
@@ -155,36 +212,86 @@ def compare_labels(run_dir: Path) -> dict[str, float]:
 # ------------------------------------------------------------------------------------- all of them
 
 
-def run(name: str, data: str, seed: int, log_dir: Path) -> dict[str, object]:
-    """Run one command of the page; returns its figures, and how it ended."""
-    command = [sys.executable, str(ROOT / "train_cifar.py"), *RUNS[name].split()]
-    command += ["--run-name", name, "--data", data, "--seed", str(seed), "--log-dir", str(log_dir)]
+def run(name: str, data: str, seed: int, log_dir: Path, keep: bool = True) -> dict[str, object]:
+    """Run one command of the pages; returns its figures, and how it ended.
+
+    Of a run to keep, the event files are left in log_dir / name, of another nothing.
+    """
+    run_dir = log_dir / name
+    shutil.rmtree(run_dir, ignore_errors=True)  # of a measurement that was stopped
+    script, *settings = COMMANDS[name].split()
+    command = [sys.executable, str(ROOT / script), *settings, "--run-name", name]
+    command += ["--data", data, "--seed", str(seed), "--log-dir", str(log_dir)]
+    alone = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     started = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=alone)
     seconds = time.perf_counter() - started
     if done.returncode not in (0, 1):  # 1: its loss became NaN; the others are no run at all
         sys.exit(f"{name}: ended with status {done.returncode}: {done.stderr.strip()}")
-    found = figures(log_dir / name)
+    found = figures(run_dir)
     if name == "wrong-labels":
-        found |= compare_labels(log_dir / name)
+        found |= compare_labels(run_dir)
     found = {key: value for key, value in found.items() if math.isfinite(value)}  # JSON has no inf
+    for path in run_dir.iterdir():
+        if not (keep and path.name.startswith("events.")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     return found | {"run_s": round(seconds, 1), "status": done.returncode, "said": done.stderr}
 
 
-def run_all(data: str, seeds: range, log_dir: Path) -> dict[str, dict]:
-    """Run every command with every seed; returns the figures by run and seed, and the signs."""
-    results: dict = {name: {} for name in RUNS}
-    for seed in seeds:
-        for name in RUNS:
-            found = run(name, data, seed, log_dir / f"seed-{seed}")
-            results[name][str(seed)] = found
-            print(f"{data} {name} seed {seed}: {found}", file=sys.stderr)
-    for name, by_seed in results.items():
-        found = list(by_seed.items())
-        by_seed["seen"] = sum(is_seen(name, one, results["healthy"][seed]) for seed, one in found)
-        by_seed["failed"] = sum(one["status"] for _, one in found)
-    seconds = [[results[name][str(seed)]["run_s"] for name in RUNS] for seed in seeds]
-    return results | {"page_s": sum(seconds[0]), "total_s": sum(map(sum, seconds))}
+def tasks(kinds: dict[str, str], seeds: dict[str, int], runs: Path) -> dict[str, Callable]:
+    """Every run by kind of images, name and seed, the longest of each kind first.
+
+    The check of 20 images takes one seed of the photographs. Event files are kept of the
+    runs that are pictured: those on the first kind of images, with seed 0.
+    """
+    found = {}
+    for kind, data in kinds.items():
+        for name in sorted(COMMANDS, key=epochs, reverse=True):
+            once = name in HEARTS
+            for seed in range(1 if once else seeds[kind]):
+                log_dir = runs / kind / f"seed-{seed}"
+                keep = seed == 0 and kind == next(iter(kinds))
+                if keep or not once:
+                    args = name, data, seed, log_dir, keep
+                    found[f"{kind} {name} {seed}"] = functools.partial(run, *args)
+    return found
+
+
+def epochs(name: str) -> int:
+    """How many epochs a run has: how long it takes, roughly."""
+    return int(([*re.findall(r"--epochs (\d+)", COMMANDS[name]), 3])[0])
+
+
+def summarise(measured: dict[str, dict]) -> dict[str, dict]:
+    """What the results file says: by kind and name, each measure over the seeds, and the signs."""
+    by_run: dict = defaultdict(lambda: defaultdict(dict))
+    for task, found in measured.items():
+        kind, name, seed = task.split()
+        by_run[kind][name][seed] = found
+    results: dict = {}
+    for kind, names in by_run.items():
+        results[kind] = {}
+        for name, by_seed in names.items():
+            healthy = names["healthy"]
+            signs = [is_seen(name, found, healthy[seed]) for seed, found in by_seed.items()]
+            results[kind][name] = measures_over_seeds(by_seed.values()) | {
+                "0": by_seed["0"],  # the run in the pictures
+                "seen": sum(signs),
+                "failed": sum(found["status"] for found in by_seed.values()),
+            }
+        results[kind]["seeds"] = len(healthy)
+        results[kind]["page_s"] = sum(names[name]["0"]["run_s"] for name in RUNS)
+    return results | {"total_s": sum(found["run_s"] for found in measured.values())}
+
+
+def measures_over_seeds(found: Iterable[dict]) -> dict[str, dict]:
+    """Median and range of each measure that every seed has."""
+    found = list(found)
+    common = set.intersection(*(set(one) for one in found)) - {"status", "said"}
+    return {
+        key: over_seeds({str(seed): one[key] for seed, one in enumerate(found)})
+        for key in sorted(common)
+    }
 
 
 def is_seen(name: str, run: dict, healthy: dict) -> bool:
@@ -195,55 +302,51 @@ def is_seen(name: str, run: dict, healthy: dict) -> bool:
         return False
 
 
-def fill_in(page: str, results: dict) -> str:
-    """Replace every figure on a page by that of the results, with as many digits."""
-
-    def figure(found: re.Match[str]) -> str:
-        value = functools.reduce(lambda part, key: part[key], found["path"].split("."), results)
-        digits = len(found["number"].partition(".")[2])
-        factor = 100 if found["unit"] == " %" else 1
-        return f"{value * factor:,.{digits}f}{found['unit']}<!-- figure: {found['path']} -->"
-
-    return FIGURE.sub(figure, page)
-
-
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description="Run what docs/sick-runs.md prints.")
+    parser = argparse.ArgumentParser(description="Run what the pages print.")
     parser.add_argument("--data", help="a folder of images, run before the shapes")
-    parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0 on")
+    parser.add_argument("--seeds", type=int, help="so many seeds, from 0 on (default: 5 and 3)")
+    parser.add_argument("--jobs", type=int, default=1, help="how many runs at once")
+    parser.add_argument("--runs", type=Path, default=Path("runs/measured"), help="where they go")
     parser.add_argument(
         "--write",
         action="store_true",
-        help="update the figures and pictures of the page, which needs Chromium",
+        help="update the figures and pictures of the pages, which needs Chromium",
     )
     args = parser.parse_args()
     if args.write and not args.data:
-        parser.error("--write needs --data: the page has figures of both kinds of images")
+        parser.error("--write needs --data: the pages have figures of both kinds of images")
 
     kinds = ({"photographs": args.data} if args.data else {}) | {"shapes": "shapes"}
-    results: dict = {
-        "hardware": f"{os.cpu_count()} cores of {processor()}",
+    seeds = {kind: args.seeds or SEEDS[kind] for kind in kinds}
+    args.runs.mkdir(parents=True, exist_ok=True)
+    about = args.runs / "about.json"  # on which machine it was begun
+    if not about.exists():
+        about.write_text(json.dumps(conditions()))
+    measured = measure_all(tasks(kinds, seeds, args.runs), args.runs / "measured.jsonl", args.jobs)
+    results = json.loads(about.read_text()) | {"runs": RUNS} | summarise(measured)
+    print(json.dumps(results, indent=1))
+    if args.write:
+        write(results, args.runs / next(iter(kinds)) / "seed-0")
+
+
+def conditions() -> dict[str, str]:
+    """Where and when all this is measured."""
+    return {
+        "hardware": f"one thread of {processor()}",
         "versions": f"Python {platform.python_version()}, PyTorch {torch.__version__}",
         "date": datetime.date.today().isoformat(),
-        "seeds": args.seeds,
-        "runs": RUNS,
     }
-    with tempfile.TemporaryDirectory() as folder:
-        for kind, data in kinds.items():
-            results[kind] = run_all(data, range(args.seeds), Path(folder, kind))
-        results["total_s"] = sum(results[kind]["total_s"] for kind in kinds)
-        print(json.dumps(results, indent=1))
-        if args.write:
-            write(results, Path(folder, next(iter(kinds)), "seed-0"))
 
 
 def write(results: dict, pictured: Path) -> None:
-    """Update the results, the figures in both languages, and the pictures of these runs."""
+    """Update the results, the figures of all pages, and the pictures of these runs."""
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_pages()
     said = results["photographs"]["exploding"]["0"]["said"]
-    for page in ROOT.glob("docs/sick-runs*.md"):
-        text = fill_in(page.read_text(encoding="utf-8"), results)
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
         text = re.sub(r"^train_cifar\.py: failed: .*\n", lambda _: said, text, flags=re.M)
         page.write_text(text, encoding="utf-8")
     subprocess.run([sys.executable, ROOT / "screenshots" / "sick.py", pictured], check=True)

@@ -56,19 +56,18 @@ def test_what_the_program_says_is_quoted_word_for_word(page, results):
 
 
 def test_all_was_measured_on_both_kinds_of_images(results):
-    assert results["seeds"] >= 3
     for kind in ("photographs", "shapes"):
         for name in sick_runs.RUNS:
-            by_seed = results[kind][name]
-            assert sum(key.isdigit() for key in by_seed) == results["seeds"]
-            assert by_seed["0"]["run_s"] < SLOWEST_S, (kind, name)
+            measured = results[kind][name]
+            assert len(measured["run_s"]["seeds"]) == results[kind]["seeds"] >= 3
+            assert measured["0"]["run_s"] < SLOWEST_S, (kind, name)
         assert results[kind]["page_s"] < PAGE_S
 
 
 def test_every_sign_was_seen_more_often_than_not(results):
     for kind in ("photographs", "shapes"):
         for name in sick_runs.RUNS:
-            assert results[kind][name]["seen"] > results["seeds"] / 2, (kind, name)
+            assert results[kind][name]["seen"] > results[kind]["seeds"] / 2, (kind, name)
 
 
 def test_the_table_has_every_run_with_its_own_figures(page):
@@ -146,19 +145,39 @@ def test_the_surest_mistakes_are_those_of_the_labels(log_dir):
     assert right["mislabelled_of_8_mistakes"] == right["mislabelled_of_16_images"] == 0
 
 
-def test_signs_and_failures_are_counted_over_the_seeds(monkeypatch, tmp_path):
-    def run(name: str, data: str, seed: int, log_dir: Path) -> dict:
-        assert (data, log_dir) == ("shapes", tmp_path / f"seed-{seed}")
-        low = {"healthy": 1.0, "overfit": 0.9}.get(name, 0.5)
-        return {"test_loss": 1.0 + seed, "lowest_test_loss": low, "run_s": 2.0, "status": seed % 2}
-
-    monkeypatch.setattr(sick_runs, "run", run)
+def test_signs_failures_and_ranges_are_counted_over_the_seeds(monkeypatch):
     monkeypatch.setattr(sick_runs, "RUNS", {name: "" for name in ("healthy", "overfit")})
-    results = sick_runs.run_all("shapes", range(4), tmp_path)
-    assert (results["healthy"]["seen"], results["overfit"]["seen"]) == (1, 3)
-    assert results["healthy"]["failed"] == results["overfit"]["failed"] == 2
-    assert results["overfit"]["2"]["test_loss"] == 3.0
-    assert (results["page_s"], results["total_s"]) == (4.0, 16.0)
+    measured = {
+        f"shapes {name} {seed}": {
+            "test_loss": 1.0 + seed,
+            "lowest_test_loss": lowest,
+            "run_s": 2.0,
+            "status": seed % 2,
+            "said": "",
+        }
+        for name, lowest in (("healthy", 1.0), ("overfit", 0.9))
+        for seed in range(4)
+    }
+    results = sick_runs.summarise(measured)
+    healthy, overfit = (results["shapes"][name] for name in ("healthy", "overfit"))
+    assert (healthy["seen"], overfit["seen"]) == (1, 3)
+    assert healthy["failed"] == overfit["failed"] == 2
+    assert overfit["0"]["test_loss"] == 1.0
+    test_loss = overfit["test_loss"]
+    assert (test_loss["median"], test_loss["low"], test_loss["high"]) == (2.5, 1.0, 4.0)
+    assert (results["shapes"]["page_s"], results["total_s"]) == (4.0, 16.0)
+
+
+def test_event_files_are_kept_of_the_pictured_runs_only(tmp_path):
+    kinds, seeds = {"photographs": "images", "shapes": "shapes"}, {"photographs": 5, "shapes": 3}
+    found = sick_runs.tasks(kinds, seeds, tmp_path)
+    assert next(iter(found)) == "photographs by-heart 0"  # the longest one first
+    for name in sick_runs.COMMANDS:
+        once = name in sick_runs.HEARTS
+        assert sum(task.split()[1] == name for task in found) == (1 if once else 8)
+    kept = {task for task, do in found.items() if do.args[-1]}
+    assert kept == {f"photographs {name} 0" for name in sick_runs.COMMANDS}
+    assert found["shapes dead 2"].args == ("dead", "shapes", 2, tmp_path / "shapes/seed-2", False)
 
 
 @pytest.mark.parametrize("status", [2, -15])

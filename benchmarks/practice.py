@@ -1,0 +1,116 @@
+"""Runs to practise on: eight without a name, and nothing in them that gives the answer away.
+
+    python benchmarks/practice.py --data FOLDER --jobs 8
+    python benchmarks/practice.py --data FOLDER --seed 7 --out another_class
+
+The first makes practice/runs/a to h, the second another set, for a teacher; both print the answers.
+"""
+
+import argparse
+import random
+import re
+import tempfile
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from figures import ROOT
+from sick_runs import run
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+SEED = 880  # of the set in practice/
+LETTERS = "abcdefgh"
+HEALTHY = ("healthy", "augmented")
+SICK = ("dead", "too-low", "restless", "big-batch", "overfit", "wrong-labels")
+SICK += ("no-zero-grad", "no-step", "other-net", "double-softmax", "rolled-labels", "sorted")
+SICK += ("pixels-to-255", "scaled-twice", "test-in-bgr")
+# Tags that would tell what to find out.
+GIVES_AWAY = re.compile(
+    "_hparams_|settings|where the time goes|progress/(learning rate|images per second)"
+)
+FILE_NAME = "events.out.tfevents.1"  # TensorBoard's own has the time, the host and the process
+
+
+def answers(seed: int) -> dict[str, str]:
+    """The name of each run in the set of a seed: two that are healthy, and six that are not."""
+    draw = random.Random(seed)
+    names = [*HEALTHY, *draw.sample(SICK, len(LETTERS) - len(HEALTHY))]
+    draw.shuffle(names)
+    return dict(zip(LETTERS, names, strict=True))
+
+
+def thin(events: list[Event]) -> list[Event]:
+    """Leave out what gives the answer away, and most of what takes much space.
+
+    Of each event at most one value is looked at: SummaryWriter writes no more.
+    """
+    tags = Counter(value.tag for event in events for value in event.summary.value)
+    seen: dict[str, int] = defaultdict(int)
+    left = []
+    for event in events:
+        for value in event.summary.value:
+            seen[value.tag] += 1
+            if not is_kept(value, seen[value.tag], tags[value.tag]):
+                break
+        else:
+            event.wall_time = 1.7e9 + event.step  # when it was run is nobody's concern
+            left.append(event)
+    return left
+
+
+def is_kept(value, number: int, count: int) -> bool:
+    """Whether to keep this value, the `number`th (from 1) of `count` of its tag."""
+    if GIVES_AWAY.search(value.tag):
+        return False
+    if value.HasField("simple_value"):
+        return True
+    if value.HasField("histo"):
+        return number in {1, count // 3, 2 * count // 3, count}
+    return number == count or (value.tag == "predictions vs. actuals" and number == 1)
+
+
+def make(name: str, data: str, seed: int, folder: Path, log_dir: Path) -> None:
+    """Make a run, and write what is left of its event file into a new folder."""
+    run(name, data, seed, log_dir)
+    (path,) = (log_dir / name).glob("events.*")
+    folder.mkdir(parents=True)
+    with open(folder / FILE_NAME, "wb") as file:
+        writer = RecordWriter(file)
+        for event in thin(list(LegacyEventFileLoader(str(path)).Load())):
+            writer.write(event.SerializeToString())
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Make runs to practise on.")
+    parser.add_argument("--data", default="shapes", help="a folder of images, or shapes")
+    parser.add_argument("--seed", type=int, default=SEED, help="another seed, another set")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "practice", help="the runs go to OUT/runs"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="how many runs at once")
+    args = parser.parse_args()
+
+    names = answers(args.seed)
+    with tempfile.TemporaryDirectory() as log_dir, ThreadPoolExecutor(args.jobs) as pool:
+        made = [
+            pool.submit(
+                make,
+                name,
+                args.data,
+                1000 + 10 * args.seed + place,  # the pages show the seeds from 0 on
+                args.out / "runs" / letter,
+                Path(log_dir),
+            )
+            for place, (letter, name) in enumerate(names.items())
+        ]
+        for one in made:
+            one.result()
+    for letter, name in names.items():
+        print(letter, name)
+
+
+if __name__ == "__main__":
+    main()

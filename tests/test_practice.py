@@ -1,0 +1,98 @@
+"""The runs to practise on: all that the pages speak of, and nothing that gives an answer away."""
+
+import re
+from pathlib import Path
+
+import practice
+import pytest
+from conftest import ROOT, read_events, run_tiny
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+RUNS = sorted((ROOT / "practice" / "runs").glob("*"))
+TAGS = {
+    "training loss",
+    "test/loss",
+    "test/accuracy",
+    "training progress/gradient norm",
+    "training images",
+    "predictions vs. actuals",
+    "test/confusion matrix",
+    "test/worst mistakes",
+    "what the net sees/filters",
+    "weights/conv1.weight",
+    "gradients/conv1.weight",
+    "per class/text_summary",
+}
+
+
+@pytest.fixture(scope="module")
+def thinned(image_folder, tmp_path_factory) -> Path:
+    """The run folder that is made of a tiny run."""
+    log_dir, out = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("practice") / "a"
+
+    def run(name: str, data: str, seed: int, log_dir: Path) -> None:
+        run_tiny(Path(data), log_dir, "--run-name", name, "--seed", str(seed), "--epochs", "4")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(practice, "run", run)
+        practice.make("dead", str(image_folder), 7, out, log_dir)
+    return out
+
+
+@pytest.mark.parametrize("run_dir", ["thinned", *RUNS], ids=lambda run_dir: Path(run_dir).name)
+def test_a_run_holds_what_the_pages_speak_of_and_no_answer(run_dir, request):
+    run_dir = request.getfixturevalue("thinned") if run_dir == "thinned" else run_dir
+    (path,) = run_dir.iterdir()
+    assert path.name == "events.out.tfevents.1"
+    events = read_events(run_dir)
+    assert set(events) >= TAGS | {f"pr curve/{name}" for name in class_names(events)}
+    for tag in ("training progress/learning rate", "where the time goes/text_summary"):
+        assert tag not in events
+    assert not [tag for tag in events if re.search("hparams|settings|second", tag)]
+    names = [*practice.SICK, *practice.HEALTHY, "bugs.py", "train_cifar", str(Path.home())]
+    content = path.read_bytes()
+    assert not [name for name in names if f"{name}".encode() in content and len(name) > 6]
+    for event in LegacyEventFileLoader(str(path)).Load():
+        assert event.wall_time == 1.7e9 + event.step
+
+
+def class_names(events: dict) -> list[str]:
+    """The classes in the table per class."""
+    _, _, *rows = events["per class/text_summary"][0][1].tensor.string_val[0].decode().splitlines()
+    return [row.split("|")[1].strip() for row in rows]
+
+
+def test_most_of_a_run_is_left_out_but_no_scalar(thinned):
+    events = read_events(thinned)
+    assert len(events["training loss"]) == 12
+    assert [step for step, _ in events["weights/conv1.weight"]] == [5, 20, 40, 60]
+    assert [step for step, _ in events["predictions vs. actuals"]] == [5, 60]
+    assert [step for step, _ in events["test/confusion matrix"]] == [60]
+    graphs = [
+        event.graph_def
+        for event in LegacyEventFileLoader(str(next(thinned.iterdir()))).Load()
+        if event.HasField("graph_def")
+    ]
+    assert len(graphs) == 1
+
+
+def test_every_set_has_two_healthy_runs_among_eight():
+    for seed in range(20):
+        names = list(practice.answers(seed).values())
+        assert len(set(names)) == 8 and set(practice.HEALTHY) < set(names)
+    assert practice.answers(1) != practice.answers(2)
+
+
+@pytest.mark.skipif(not RUNS, reason="the practice runs have not been made")
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
+def test_the_answers_on_the_page_are_those_of_the_maker(page):
+    assert [run_dir.name for run_dir in RUNS] == list(practice.LETTERS)
+    text = (ROOT / "practice" / page).read_text(encoding="utf-8")
+    given = dict(re.findall(r"<summary>([a-h])\b.*?</summary>\s*\*\*`([\w-]+)`", text, re.S))
+    assert given == practice.answers(practice.SEED)
+
+
+@pytest.mark.skipif(not RUNS, reason="the practice runs have not been made")
+def test_all_of_practice_is_small():
+    files = [path for path in (ROOT / "practice").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 4_000_000

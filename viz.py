@@ -2,10 +2,11 @@
 
 Nothing here reads a global, a file or a run: writer, net, images and class names are passed in, so
 that every function can be lifted into the training of any image classifier. Tensors may be on any
-device. Shapes: B images in a batch, N samples, C classes; images are (B, 1 or 3, H, W) of any size.
-`norm` is the mean and standard deviation that they were normalised with, numbers or one for each
-channel: (0.5, 0.5) after Normalize(0.5, 0.5). The file goes from tab to tab; how figures are drawn
-comes after that, and how the graph is drawn comes last.
+device and of any type; what does not fit ends in a ValueError, see `take_in`. Shapes: B images in a
+batch, N samples, C classes; images are (B, 1 or 3, H, W) of any size. `norm` is the mean and the
+standard deviation that they were normalised with, numbers or one for each channel: (0.5, 0.5) after
+Normalize(0.5, 0.5). The file goes from tab to tab; then come what is taken in, how figures are
+drawn, and how the graph is drawn.
 """
 
 import contextlib
@@ -14,13 +15,12 @@ import math
 import re
 import unicodedata
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib import font_manager
+from matplotlib import font_manager, rc_context, rcParamsDefault
 from matplotlib.figure import Figure
 from tensorboard.compat.proto.attr_value_pb2 import AttrValue
 from tensorboard.compat.proto.event_pb2 import Event
@@ -28,22 +28,24 @@ from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.plugins.hparams.api_pb2 import Status
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
 
 RIGHT, WRONG = "green", "red"
-BLUE = torch.tensor([0.02, 0.29, 0.62])
+BLUE = torch.tensor([0.02, 0.29, 0.62], dtype=torch.float32, device="cpu")
 MAX_TILES = 64  # images, filters or maps in one picture
 COLUMNS = 8  # of them in a row
 TILE, GAP, TITLE = 128, 8, 56  # pixels: an image's longer side, around it, above it
 DPI = 100  # pixels per inch, by which Matplotlib measures
+STYLE = {name: value for name, value in rcParamsDefault.items() if name != "backend"}
 BINS = 64  # of a histogram
 MARKUP = re.compile(r"[\\`*_\[\]<>&|]")  # what Markdown would interpret
 
 Channels = float | Sequence[float]  # one number for all channels, or one for each
 Norm = tuple[Channels, Channels]  # mean and standard deviation
+Names = Sequence[str]  # of the classes, in the order of the labels
 
 # Class names may be Chinese, for which DejaVu has no glyphs: any of these helps where installed.
 # (Matplotlib before 3.11 sees only the first font of a collection: Noto's is the Japanese one.)
@@ -70,13 +72,17 @@ def add_training_scalars(
 ) -> None:
     """SCALARS: what explains the course of the loss, and how fast it goes.
 
-    The gradient norm is that of the last batch, still in the parameters' `.grad`.
+    The gradient norm is that of the last batch, still in the parameters' `.grad`: call this after
+    `backward` (and `unscale_` of a GradScaler), before `zero_grad`.
     """
-    grads = [p.grad for p in net.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm(grads).item()
     writer.add_scalar("training progress/learning rate", lr, step)
     writer.add_scalar("training progress/images per second", images_per_second, step)
-    writer.add_scalar("training progress/gradient norm", norm, step)
+    grads = [p.grad.cpu().double() for p in net.parameters() if p.grad is not None]
+    norm = math.hypot(*(grad.norm().item() for grad in grads))
+    if norm == 0:
+        warnings.warn("no gradients: call this after backward and before zero_grad", stacklevel=2)
+    else:
+        writer.add_scalar("training progress/gradient norm", norm, step)
 
 
 def add_test_scalars(writer: SummaryWriter, loss: float, accuracy: float, step: int) -> None:
@@ -91,14 +97,11 @@ def add_layout(writer: SummaryWriter) -> None:
     TensorBoard gives a run one colour: its two losses differ by the marks on their points. Call it
     once for a writer: a second layout replaces the first.
     """
-    writer.add_custom_scalars(
-        {
-            "training": {
-                "training and test loss": ["Multiline", ["^training loss$", "^test/loss$"]],
-                "learning rate": ["Multiline", ["^training progress/learning rate$"]],
-            }
-        }
-    )
+    charts = {
+        "training and test loss": ["Multiline", ["^training loss$", "^test/loss$"]],
+        "learning rate": ["Multiline", ["^training progress/learning rate$"]],
+    }
+    writer.add_custom_scalars({"training": charts})
 
 
 # --------------------------------------------------------------------------------------- IMAGES
@@ -106,23 +109,24 @@ def add_layout(writer: SummaryWriter) -> None:
 
 def add_image_grid(
     writer: SummaryWriter,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    classes: Sequence[str],
+    images: Tensor,
+    labels: Tensor,
+    classes: Names,
     step: int = 0,
     norm: Norm = (0.5, 0.5),
 ) -> None:
     """IMAGES: training images (B, 1 or 3, H, W) with the names of their labels (B,)."""
-    titles = [shorten(classes[label]) for label in labels.tolist()]
-    figure = plot_images(images, titles, None, norm, size=10)
+    names, images, labels = take_in(classes, images=images, labels=labels)
+    titles = [shorten(names[label]) for label in labels.tolist()]
+    figure = matplotlib_imshow(images, titles, norm=norm)
     add_figure(writer, "training images", figure, step)
 
 
 def add_batch(
     writer: SummaryWriter,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    classes: Sequence[str],
+    images: Tensor,
+    labels: Tensor,
+    classes: Names,
     step: int,
     norm: Norm = (0.5, 0.5),
 ) -> None:
@@ -131,58 +135,54 @@ def add_batch(
     What goes wrong on the way to the net shows here, not in the data set: pixels on another scale,
     labels of other images, batches in order. Up to 16 images are drawn.
     """
-    pixels = images.detach().cpu().float()
+    names, images, labels = take_in(classes, images=images, labels=labels)
+    pixels = images.float()
     heading = f"least {pixels.min():.3g}, greatest {pixels.max():.3g},\nmean {pixels.mean():.3g}"
-    titles = [shorten(classes[label]) for label in labels[:16].tolist()]
-    figure = plot_images(images[:16], titles, None, norm, size=10, heading=heading)
+    titles = [shorten(names[label]) for label in labels[:16].tolist()]
+    figure = matplotlib_imshow(images[:16], titles, norm=norm, heading=heading)
     add_figure(writer, "training batch", figure, step)
 
 
-def images_to_probs(net: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def images_to_probs(net: nn.Module, images: Tensor, classes: Names = ()) -> tuple[Tensor, Tensor]:
     """Return the predicted class (B,) of each image (B, ...) and its probability (B,), on the CPU.
 
     The net predicts as in a test, without dropout; every layer's mode is then as it was.
     """
-    with kept_modes(net), torch.no_grad():
-        net.eval()
-        probs, preds = net(images).softmax(dim=1).max(dim=1)
-    return preds.cpu(), probs.cpu()
+    with as_in_a_test(net, images) as (net, images):
+        logits = net(images)
+    _, logits = take_in(classes, logits=logits)
+    probs, preds = logits.softmax(dim=1).max(dim=1)
+    return preds, probs
 
 
 def plot_classes_preds(
-    net: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    classes: Sequence[str],
-    norm: Norm = (0.5, 0.5),
+    net: nn.Module, images: Tensor, labels: Tensor, classes: Names, norm: Norm = (0.5, 0.5)
 ) -> Figure:
     """Draw images (B, 1 or 3, H, W) with predicted class, its probability, and label (B,).
 
     The title is green where the prediction is right and red where it is wrong.
     """
-    preds, probs = images_to_probs(net, images)
-    labels = labels.cpu()
-    colors = [RIGHT if right else WRONG for right in (preds == labels).tolist()]
-    titles = prediction_titles(preds, probs, labels, classes)
-    return plot_images(images, titles, colors, norm)
+    preds, probs = images_to_probs(net, images, classes)
+    names, images, labels = take_in(classes, images=images, labels=labels)
+    return plot_predictions(images, preds, probs, labels, names, norm=norm)
 
 
-def prediction_titles(
-    preds: torch.Tensor, probs: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]
-) -> list[str]:
-    """Say of each image the predicted class (B,), its probability (B,), and the label (B,)."""
-    return [
-        f"{shorten(classes[pred], 14)}, {prob:.1%}\n(label: {shorten(classes[label], 14)})"
-        for pred, prob, label in zip(preds.tolist(), probs.tolist(), labels.tolist(), strict=True)
-    ]
+def plot_predictions(images, preds, probs, labels, names: list[str], **style) -> Figure:
+    """Draw images with predicted classes (B,), their probabilities (B,), and labels (B,)."""
+    titles, colors = [], []
+    for pred, prob, label in zip(preds.tolist(), probs.tolist(), labels.tolist(), strict=True):
+        name, actual = shorten(names[pred], 14), shorten(names[label], 14)
+        titles.append(f"{name}, {prob:.1%}\n(label: {actual})")
+        colors.append(RIGHT if pred == label else WRONG)
+    return matplotlib_imshow(images, titles, colors, **style)
 
 
 def add_predictions(
     writer: SummaryWriter,
     net: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    classes: Sequence[str],
+    images: Tensor,
+    labels: Tensor,
+    classes: Names,
     step: int,
     norm: Norm = (0.5, 0.5),
 ) -> None:
@@ -191,23 +191,21 @@ def add_predictions(
     add_figure(writer, "predictions vs. actuals", figure, step)
 
 
-def worst_mistakes(probs: torch.Tensor, labels: torch.Tensor, count: int) -> list[int]:
-    """Up to `count` indices of wrong predictions, from probs (N, C) and labels (N,).
-
-    The surest come first: those with the highest probability for the wrong class.
-    """
-    highest, preds = probs.cpu().max(dim=1)
-    wrong = (preds != labels.cpu()).nonzero()[:, 0]
+def worst_mistakes(probs: Tensor, labels: Tensor, count: int) -> list[int]:
+    """Up to `count` indices of wrong predictions, surest first; probs (N, C), labels (N,)."""
+    _, probs, labels = take_in((), probs=probs, labels=labels)
+    highest, preds = probs.max(dim=1)
+    wrong = (preds != labels).nonzero()[:, 0]
     surest = highest[wrong].argsort(descending=True, stable=True)
     return wrong[surest][:count].tolist()
 
 
 def add_mistakes(
     writer: SummaryWriter,
-    images: torch.Tensor,
-    probs: torch.Tensor,
-    labels: torch.Tensor,
-    classes: Sequence[str],
+    images: Tensor,
+    probs: Tensor,
+    labels: Tensor,
+    classes: Names,
     step: int,
     norm: Norm = (0.5, 0.5),
 ) -> None:
@@ -218,48 +216,41 @@ def add_mistakes(
     """
     if len(images) == 0:
         return
+    names, images, probs, labels = take_in(classes, images=images, probs=probs, labels=labels)
     highest, preds = probs.max(dim=1)
-    titles = prediction_titles(preds, highest, labels, classes)
-    heading = "surest mistakes first"
-    figure = plot_images(images, titles, [WRONG] * len(titles), norm, heading=heading)
+    style = {"norm": norm, "heading": "surest mistakes first"}
+    figure = plot_predictions(images, preds, highest, labels, names, **style)
     add_figure(writer, "test/worst mistakes", figure, step)
 
 
-def count_confusions(preds: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Count (C, C): row the true class, column the predicted one; preds and labels (N,)."""
-    cells = labels * num_classes + preds
-    return cells.bincount(minlength=num_classes**2).view(num_classes, num_classes)
-
-
+@rc_context(STYLE)
 def add_confusion_matrix(
-    writer: SummaryWriter,
-    probs: torch.Tensor,
-    labels: torch.Tensor,
-    classes: Sequence[str],
-    step: int,
+    writer: SummaryWriter, probs: Tensor, labels: Tensor, classes: Names, step: int
 ) -> None:
     """IMAGES: how many images of each true class (row) were taken for each class (column).
 
-    probs (N, C) and labels (N,) are those of the test images. The picture has at most 1,200 pixels
-    a side: cells shrink with many classes, up to 40 have numbers in them, up to 100 have names.
-    Of more than 1,000 classes, as many neighbours as it takes share a cell.
+    probs (N, C), or logits, and labels (N,) are those of the test images. The picture has at most
+    1,200 pixels a side: cells shrink with many classes, up to 40 have numbers in them, up to 100
+    have names. Of more than 1,000 classes, as many neighbours as it takes share a cell.
     """
-    shared = math.ceil(len(classes) / 1000)
-    preds, labels = probs.argmax(dim=1).cpu() // shared, labels.cpu() // shared
-    counts = count_confusions(preds, labels, math.ceil(len(classes) / shared))
-    shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    names, probs, labels = take_in(classes, scores=probs, labels=labels)
+    shared = math.ceil(len(names) / 1000)
+    preds, labels = probs.argmax(dim=1) // shared, labels // shared
+    size = math.ceil(len(names) / shared)
+    counts = (labels * size + preds).bincount(minlength=size**2).view(size, size)
+    shares = counts.float() / counts.sum(dim=1, keepdim=True).clamp(min=1)
     pixels = 1 - shares * (1 - BLUE[:, None, None])  # (3, C, C): one for a cell
-    cell, margin = min(44, 1000 // len(counts)), 176  # pixels; the names are in the margin
+    cell, margin = min(44, 1000 // size), 176  # pixels; the names are in the margin
     pixels = F.interpolate(pixels[None], scale_factor=cell)[0]
     fig = pixel_figure(F.pad(pixels, (margin, 0, margin, 0), value=1.0))
 
     write_text(fig, GAP, GAP, "true class ↓\npredicted class →", va="top", ha="left")
-    middles = [margin + cell * (index + 0.5) for index in range(len(counts))]
-    names = map(shorten, classes) if cell >= 10 else ()
-    for middle, name in zip(middles, names, strict=False):
-        size = min(10, 0.6 * cell)
-        write_text(fig, margin - GAP, middle, name, va="center", ha="right", size=size)
-        write_text(fig, middle, margin - GAP, name, rotation=90, size=size)
+    middles = [margin + cell * (index + 0.5) for index in range(size)]
+    named = map(shorten, names) if cell >= 10 else ()
+    for middle, name in zip(middles, named, strict=False):
+        points = min(10, 0.6 * cell)
+        write_text(fig, margin - GAP, middle, name, va="center", ha="right", size=points)
+        write_text(fig, middle, margin - GAP, name, rotation=90, size=points)
     numbered = (shares >= 0.01).nonzero().tolist() if cell >= 25 else []  # smaller ones distract
     for true, pred in numbered:
         color = "white" if shares[true, pred] > 0.6 else "black"
@@ -273,7 +264,7 @@ def add_filters(writer: SummaryWriter, conv: nn.Conv2d, step: int) -> None:
 
     Where it has other than 1 or 3 input channels, each channel of a filter is an image of its own.
     """
-    filters = conv.weight.detach().cpu()
+    filters = conv.weight.detach().cpu().float()
     if filters.shape[1] not in (1, 3):
         filters = filters.flatten(0, 1)[:, None]
     tiles = fit(filters[:MAX_TILES], 80)
@@ -282,62 +273,42 @@ def add_filters(writer: SummaryWriter, conv: nn.Conv2d, step: int) -> None:
 
 
 def add_feature_maps(
-    writer: SummaryWriter,
-    conv: nn.Conv2d,
-    image: torch.Tensor,
-    step: int,
-    norm: Norm = (0.5, 0.5),
+    writer: SummaryWriter, conv: nn.Conv2d, image: Tensor, step: int, norm: Norm = (0.5, 0.5)
 ) -> None:
     """IMAGES: one image (1 or 3, H, W), then what each filter of a first layer answers to it.
 
     The image is shown in the size of the maps, whatever the stride, and without the edges that
     they lack: a filter without padding has its middle in none of them.
     """
+    _, seen = take_in((), images=image[None])
     with torch.no_grad():
-        maps = F.relu(conv(image[None].to(conv.weight.device)))[0, : MAX_TILES - 1].cpu()
+        maps = F.relu(conv(seen.to(conv.weight)))[0, : MAX_TILES - 1].cpu().float()
     maps = maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-6)  # each in its own contrast
     tiles = fit(maps[:, None], 112)  # (K, 1, H', W')
-    seen = image[None]
     for dim, stride in enumerate(conv.stride, start=2):
         covered = min(maps.shape[dim - 1] * stride, seen.shape[dim])
         seen = seen.narrow(dim, (seen.shape[dim] - covered) // 2, covered)
-    seen = unnormalize(F.interpolate(seen, size=tiles.shape[2:], mode="area"), norm)
+    seen = unnormalize(F.interpolate(seen.float(), size=tiles.shape[2:], mode="area"), norm)
     tiles = torch.cat([seen, tiles.expand(-1, 3, -1, -1)])
     grid = make_grid(tiles, nrow=COLUMNS, padding=8, pad_value=1.0)
     writer.add_image("what the net sees/feature maps", grid, step)
 
 
-# --------------------------------------------------------------------------------------- GRAPHS
+# ---------------------------------------------- GRAPHS, HISTOGRAMS, DISTRIBUTIONS, PR CURVES
 
 
-def add_net_graph(writer: SummaryWriter, net: nn.Module, images: torch.Tensor) -> None:
-    """GRAPHS: the layers of `net` and the shapes between them, for images on the net's device.
+def add_net_graph(writer: SummaryWriter, net: nn.Module, images: Tensor) -> None:
+    """GRAPHS: the layers of `net` and the shapes between them, for images (B, ...).
 
     Where it cannot be drawn, a warning says why: no picture is worth a training run.
     """
-    with kept_modes(net):
-        net.eval()  # drawn as it predicts, without what batch norm does in training
-        try:
-            graph = net_graph(net, images)
-        except Exception as error:
-            reason = str(error).partition("\n")[0]
-            warnings.warn(f"the graph of the net could not be drawn: {reason}", stacklevel=2)
-        else:
-            writer.file_writer.add_event(Event(graph_def=graph.SerializeToString()))
-
-
-@contextlib.contextmanager
-def kept_modes(net: nn.Module) -> Iterator[None]:
-    """After the block, every layer of the net is in training or evaluation mode as before."""
-    modes = [(module, module.training) for module in net.modules()]
     try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-# -------------------------------------------------------------------- HISTOGRAMS, DISTRIBUTIONS
+        graph = net_graph(net, images)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        warnings.warn(f"the graph of the net could not be drawn: {reason}", stacklevel=2)
+    else:
+        writer._get_file_writer().add_event(Event(graph_def=graph.SerializeToString()))
 
 
 def add_histograms(writer: SummaryWriter, net: nn.Module, step: int) -> None:
@@ -353,7 +324,7 @@ def add_histograms(writer: SummaryWriter, net: nn.Module, step: int) -> None:
                 add_histogram(writer, f"gradients/{name}", parameter.grad, step)
 
 
-def add_histogram(writer: SummaryWriter, tag: str, values: torch.Tensor, step: int) -> None:
+def add_histogram(writer: SummaryWriter, tag: str, values: Tensor, step: int) -> None:
     """HISTOGRAMS: the finite values of a tensor of any shape; nothing where there are none.
 
     The writer's own method fails where a value is NaN, and counts in the precision of the values.
@@ -364,15 +335,12 @@ def add_histogram(writer: SummaryWriter, tag: str, values: torch.Tensor, step: i
         writer.add_histogram(tag, finite.double(), step, bins=BINS)
 
 
-# ------------------------------------------------------------------------------------ PR CURVES
-
-
 def add_pr_curve_tensorboard(
     writer: SummaryWriter,
     class_index: int,
-    test_probs: torch.Tensor,
-    test_labels: torch.Tensor,
-    classes: Sequence[str],
+    test_probs: Tensor,
+    test_labels: Tensor,
+    classes: Names,
     step: int,
 ) -> None:
     """PR CURVES: precision against recall of one class, at 127 thresholds.
@@ -381,23 +349,21 @@ def add_pr_curve_tensorboard(
     the probability given to this class. Logits, or predictions instead of labels, would give a
     curve without meaning. In a group of their own, classes may have the name of another view.
     """
-    tag, truth = f"pr curve/{classes[class_index]}", test_labels == class_index
-    writer.add_pr_curve(tag, truth, test_probs[:, class_index], step)
+    names, probs, labels = take_in(classes, probs=test_probs, labels=test_labels)
+    tag, truth = f"pr curve/{names[class_index]}", labels == class_index
+    writer.add_pr_curve(tag, truth, probs[:, class_index], step)
 
 
 def add_pr_curves(
-    writer: SummaryWriter,
-    test_probs: torch.Tensor,
-    test_labels: torch.Tensor,
-    classes: Sequence[str],
-    step: int,
+    writer: SummaryWriter, test_probs: Tensor, test_labels: Tensor, classes: Names, step: int
 ) -> None:
     """PR CURVES: one curve for each class."""
-    for class_index in range(len(classes)):
-        add_pr_curve_tensorboard(writer, class_index, test_probs, test_labels, classes, step)
+    names, probs, labels = take_in(classes, probs=test_probs, labels=test_labels)
+    for index, name in enumerate(names):
+        writer.add_pr_curve(f"pr curve/{name}", labels == index, probs[:, index], step)
 
 
-# ----------------------------------------------------------------------------------------- TEXT
+# --------------------------------------------------------------------- TEXT, HPARAMS, PROJECTOR
 
 
 def add_table(
@@ -407,18 +373,14 @@ def add_table(
 
     Every cell appears as it is: what Markdown would format, such as `__init__`, is escaped.
     """
-    rows = [[MARKUP.sub(as_entity, readable(str(cell))) for cell in row] for row in rows]
+    as_text = functools.partial(MARKUP.sub, lambda character: f"&#{ord(character[0])};")
+    rows = [[as_text(readable(cell)) for cell in row] for row in rows]
     writer.add_text(tag, markdown_table(rows), step)
 
 
-def as_entity(character: re.Match[str]) -> str:
-    """Write a character as HTML does by its number, in which Markdown sees only text."""
-    return f"&#{ord(character[0])};"
-
-
-def readable(text: str) -> str:
-    """The text in UTF-8, also where Python has read it (a path) in an encoding without Chinese."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+def readable(value: object) -> str:
+    """Its text in UTF-8, also where Python has read it (a path) in an encoding without Chinese."""
+    return str(value).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def markdown_table(rows: Sequence[Sequence[object]]) -> str:
@@ -433,21 +395,18 @@ def markdown_table(rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([head, rule, *body])
 
 
-def class_report(
-    probs: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]
-) -> list[tuple[str, str, str, str, str]]:
+def class_report(probs: Tensor, labels: Tensor, classes: Names) -> list[tuple[str, ...]]:
     """Rows of precision, recall and average precision per class, from probs (N, C), labels (N,).
 
     With TP, FP, FN the true positives, false positives and false negatives of a class, precision is
     TP / (TP + FP) and recall TP / (TP + FN); a class that is never predicted has precision 0.
     """
-    probs, labels = probs.cpu(), labels.cpu()
+    names, probs, labels = take_in(classes, probs=probs, labels=labels)
     preds = probs.argmax(dim=1)
     rows = [("class", "images", "precision", "recall", "average precision")]
-    for index, name in enumerate(classes):
+    for index, name in enumerate(names):
         truth, taken = labels == index, preds == index
-        hits = (truth & taken).sum().item()
-        actual, predicted = truth.sum().item(), taken.sum().item()
+        hits, actual, predicted = (x.sum().item() for x in (truth & taken, truth, taken))
         precision, recall = hits / max(predicted, 1), hits / max(actual, 1)
         ap = average_precision(probs[:, index].numpy(), truth.numpy())
         rows.append((name, f"{actual:,}", f"{precision:.3f}", f"{recall:.3f}", f"{ap:.3f}"))
@@ -468,19 +427,19 @@ def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
     return float((gained * hits / taken).sum() / max(truth.sum(), 1))
 
 
-# -------------------------------------------------------------------------------------- HPARAMS
-
-
 def add_hparams_start(writer: SummaryWriter, settings: Mapping[str, object]) -> None:
-    """HPARAMS: the settings of this run (str, bool, int or float), one row of the table.
+    """HPARAMS: the settings of this run, one row of the table; what is no number is shown as text.
 
     `SummaryWriter.add_hparams` would open a second run and an Experiment record, which hides runs
     with other settings; the session alone makes TensorBoard unite all keys and take every scalar
     of the run as a metric.
     """
-    settings = {k: readable(v) if isinstance(v, str) else v for k, v in settings.items()}
-    _, session_start, _ = hparams(settings, {})
-    writer.file_writer.add_summary(session_start)
+    rows = {}
+    for name, value in settings.items():
+        value = value.item() if getattr(value, "ndim", None) == 0 else value  # NumPy's, a tensor
+        rows[readable(name)] = value if isinstance(value, int | float) else readable(value)
+    _, session_start, _ = hparams(rows, {})
+    writer._get_file_writer().add_summary(session_start)  # opened again, if it was closed
 
 
 def add_hparams_end(writer: SummaryWriter, failed: bool = False) -> None:
@@ -491,18 +450,15 @@ def add_hparams_end(writer: SummaryWriter, failed: bool = False) -> None:
         data = HParamsPluginData.FromString(value.metadata.plugin_data.content)
         data.session_end_info.status = Status.Value("STATUS_FAILURE")
         value.metadata.plugin_data.content = data.SerializeToString()
-    writer.file_writer.add_summary(session_end)
-
-
-# ------------------------------------------------------------------------------------ PROJECTOR
+    writer._get_file_writer().add_summary(session_end)
 
 
 def add_projector(
     writer: SummaryWriter,
-    features: torch.Tensor,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    classes: Sequence[str],
+    features: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    classes: Names,
     step: int,
     norm: Norm = (0.5, 0.5),
 ) -> None:
@@ -510,58 +466,143 @@ def add_projector(
 
     Call it once for a run: a second call is listed beside the first, even for the same step.
     """
-    names = [" ".join(classes[label].split()) for label in labels.tolist()]
+    names, images, labels, features = take_in(
+        classes, images=images, labels=labels, features=features
+    )
     # Packing the thumbnails into a PNG takes most of the time: smaller ones save half of it.
     thumbnails = unnormalize(fit(images, 20), norm)
-    writer.add_embedding(features.cpu(), names, thumbnails, global_step=step, tag="features")
+    height, width = thumbnails.shape[2:]  # TensorBoard takes squares only
+    squares = F.pad(thumbnails, (0, 20 - width, 0, 20 - height), value=1.0)
+    metadata = [names[label] for label in labels.tolist()]
+    writer.add_embedding(features, metadata, squares, global_step=step, tag="features")
+
+
+# ------------------------------------------------------------------------------ what is taken in
+
+
+KINDS = {  # of what is taken in: what is wanted, and its check, for C classes
+    "images": ("(N, 1 or 3, H, W)", lambda x, c: x.dim() == 4 and x.shape[1] in (1, 3)),
+    "labels": (
+        "(N,) whole, 0 to C - 1",
+        lambda x, c: x.dim() == 1 and x.equal(x.round().clamp(0, c - 1)),
+    ),
+    "probs": ("(N, C) from 0 to 1", lambda x, c: x.shape[1:] == (c,) and x.equal(x.clamp(0, 1))),
+    "scores": ("(N, C) without NaN", lambda x, c: x.shape[1:] == (c,) and not x.isnan().any()),
+    "logits": ("(N, C)", lambda x, c: x.shape[1:] == (c,)),
+    "features": ("(N, D)", lambda x, c: x.dim() == 2),
+}
+
+
+def take_in(classes: Names, **given: object) -> list:
+    """The door: return the names of the classes, no two alike, and each of `given` as in KINDS.
+
+    Tensors, or numbers in arrays and lists, come out on the CPU without a graph: labels as int64,
+    images as they are, all else as float32. N is the length of the first; C the number of classes
+    or, if none are given, of columns, at least two. Raises ValueError for all that does not fit.
+    """
+    names, taken, columns = distinct(classes), [], len(classes)
+    for kind, value in given.items():
+        wanted, fits = KINDS[kind]
+        try:
+            tensor = torch.as_tensor(value, device="cpu").detach().cpu()
+        except (TypeError, ValueError, RuntimeError):
+            tensor = torch.empty(())  # which is never right
+        tensor = tensor if kind == "images" else tensor.float()
+        count = len(taken[0]) if taken else max([1, *tensor.shape[:1]])
+        columns = columns or max([2, *tensor.shape[1:]])
+        if not (fits(tensor, columns) and len(tensor) == count):
+            spread = f" from {tensor.min():.6g} to {tensor.max():.6g}" if tensor.numel() else ""
+            seen = f"{type(value).__name__} of shape {tuple(tensor.shape)}{spread}"
+            wanted = f"{wanted}, where N is {count} and C is {columns}"
+            raise ValueError(f"{kind}: wanted is {wanted}; given is a {seen}")
+        taken.append(tensor.long() if kind == "labels" else tensor)
+    return [names, *taken]
+
+
+def distinct(classes: Names) -> list[str]:
+    """Names on one line, no two of them alike: the second "crane" is "crane (2)"."""
+    times = {}
+    for index in range(len(classes)):
+        name = unique = readable(" ".join(str(classes[index]).split()))
+        while unique in times:
+            times[name] += 1
+            unique = f"{name} ({times[name]})"
+        times[unique] = 1
+    return list(times)
+
+
+@contextlib.contextmanager
+def as_in_a_test(net: nn.Module, images: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
+    """In the block the net is in evaluation mode, and images are on its device, in its precision.
+
+    After it every layer has the mode, hooks and attributes that it had. It is the net itself, not
+    DistributedDataParallel around it, which would wait for processes that draw nothing.
+    """
+    if isinstance(net, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        net = net.module
+    weights = next((p for p in net.parameters() if p.is_floating_point()), images)
+    dtype = weights.dtype if images.is_floating_point() else images.dtype
+    before = [(layer, layer.__dict__.copy()) for layer in net.modules()]
+    try:
+        net.eval()
+        with torch.no_grad():
+            yield net, images.to(weights.device, dtype)
+    finally:
+        for layer, attributes in before:
+            layer.__dict__.clear()
+            layer.__dict__.update(attributes)
 
 
 # ------------------------------------------------------------------------ how figures are drawn
 
 
-def plot_images(
-    images: torch.Tensor,
-    titles: Sequence[str],
-    colors: Sequence[str] | None = None,
+@rc_context(STYLE)
+def matplotlib_imshow(
+    images: Tensor,
+    titles: Sequence[str] = (),
+    colors: Sequence[str] = (),
     norm: Norm = (0.5, 0.5),
-    size: int = 8,
     heading: str = "",
 ) -> Figure:
-    """Draw images (B, 1 or 3, H, W) in rows of up to eight, 64 at most.
+    """Draw images (B, 1 or 3, H, W) in their own colours, 64 at most, in rows of up to eight.
 
-    Each stands below its title, in letters of `size` points; `heading` is in the upper left corner.
+    Each stands below its title, and all below `heading`. (The notes' function of this name draws a
+    single image into the current axes of Matplotlib.)
     """
-    fig = matplotlib_imshow(images, norm)
+    tiles = unnormalize(fit(images[:MAX_TILES], TILE), norm)
+    below, beside = TILE - tiles.shape[2], TILE - tiles.shape[3]
+    margins = (GAP + beside // 2, GAP + beside - beside // 2, TITLE, GAP + below)
+    cells = F.pad(tiles, margins, value=1.0)  # in white
+    fig = pixel_figure(make_grid(cells, nrow=COLUMNS, padding=0, pad_value=1.0))
     if heading:
         write_text(fig, GAP, GAP / 2, heading, va="top", ha="left", size=8)
     for index, title in enumerate(titles[:MAX_TILES]):
         row, column = divmod(index, COLUMNS)
         x = (column + 0.5) * (TILE + 2 * GAP)
         y = row * (TITLE + TILE + GAP) + TITLE - GAP
-        color = colors[index] if colors else "black"
+        color, size = colors[index] if colors else "black", 8 if "\n" in title else 10
         write_text(fig, x, y, title, color=color, size=size)
     return fig
 
 
-def matplotlib_imshow(images: torch.Tensor, norm: Norm = (0.5, 0.5)) -> Figure:
-    """Return a figure of images (B, 1 or 3, H, W) in their own colours, with room for titles.
+def unnormalize(images: Tensor, norm: Norm) -> Tensor:
+    """Turn normalised images (B, 1 or 3, H, W) into RGB (B, 3, H, W) in [0, 1].
 
-    The notes' function of this name draws a single image into the current Matplotlib axes.
+    A warning says where `norm` cannot be what they were normalised with.
     """
-    tiles = unnormalize(fit(images[:MAX_TILES], TILE), norm)
-    below, beside = TILE - tiles.shape[2], TILE - tiles.shape[3]
-    margins = (GAP + beside // 2, GAP + beside - beside // 2, TITLE, GAP + below)
-    cells = F.pad(tiles, margins, value=1.0)  # in white
-    return pixel_figure(make_grid(cells, nrow=COLUMNS, padding=0, pad_value=1.0))
+    mean, std = (torch.as_tensor(v, device="cpu").float().view(-1, 1, 1) for v in norm)
+    pixels = images * std + mean
+    low, high = images.min().item(), images.max().item()
+    are_pixels = 0 <= low < 0.02 and 0.5 < high <= 1 and pixels.min() > 0.1
+    if are_pixels or not pixels.equal(pixels.clamp(-0.25, 1.25)):
+        text = (
+            f"images from {low:.3g} to {high:.3g} were not normalised with {norm}: pass the right"
+        )
+        warnings.warn(f"{text} norm, (0, 1) for pixels, (0, 1 / 255) for bytes", stacklevel=2)
+    return pixels.clamp(0, 1).expand(-1, 3, -1, -1)
 
 
-def unnormalize(images: torch.Tensor, norm: Norm) -> torch.Tensor:
-    """Turn normalised images (B, 1 or 3, H, W) into RGB (B, 3, H, W) in [0, 1], on the CPU."""
-    mean, std = (torch.as_tensor(value).float().view(-1, 1, 1) for value in norm)
-    return (images.detach().cpu() * std + mean).clamp(0, 1).expand(-1, 3, -1, -1)
-
-
-def fit(images: torch.Tensor, side: int) -> torch.Tensor:
+def fit(images: Tensor, side: int) -> Tensor:
     """Scale images (B, C, H, W) so that the longer side of them has at most `side` pixels.
 
     Small ones grow by a whole number: each pixel becomes a square.
@@ -569,14 +610,12 @@ def fit(images: torch.Tensor, side: int) -> torch.Tensor:
     longest = max(images.shape[2:])
     scale = side // longest or side / longest
     size = [max(1, round(length * scale)) for length in images.shape[2:]]
-    return F.interpolate(images, size=size, mode="area")
+    one_by_one = images.split(1)  # large ones take several times their memory
+    return torch.cat([F.interpolate(one.float(), size=size, mode="area") for one in one_by_one])
 
 
-def pixel_figure(pixels: torch.Tensor) -> Figure:
-    """Return a figure of just this picture (3, H, W) with values in [0, 1].
-
-    It has no axes: those take several times as long to draw as the picture itself.
-    """
+def pixel_figure(pixels: Tensor) -> Figure:
+    """Return a figure of just this picture (3, H, W) from 0 to 1; axes would take most time."""
     _, height, width = pixels.shape
     fig = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     fig.figimage(pixels.permute(1, 2, 0).numpy())
@@ -585,13 +624,13 @@ def pixel_figure(pixels: torch.Tensor) -> Figure:
 
 def write_text(fig: Figure, x: float, y: float, text: str, va: str = "bottom", **style) -> None:
     """Write text into a figure: x pixels from its left and y from its top edge."""
-    is_chinese = display_width(text) > len(text)
-    family = ["DejaVu Sans", *(chinese_fonts() if is_chinese else [])]
+    family = ["DejaVu Sans", *(chinese_fonts() if display_width(text) > len(text) else [])]
     style = {"ha": "center", "va": va, "family": family} | style
     # A class name may hold a dollar sign.
     fig.text(x / fig.bbox.width, 1 - y / fig.bbox.height, text, parse_math=False, **style)
 
 
+@rc_context(STYLE)
 def add_figure(writer: SummaryWriter, tag: str, figure: Figure, step: int) -> None:
     """IMAGES: a Matplotlib figure."""
     with warnings.catch_warnings():
@@ -606,17 +645,17 @@ def chinese_fonts() -> list[str]:
     installed = set(font_manager.get_font_names())
     found = [name for name in CJK_FONTS if name in installed]
     if not found:
+        text = (
+            "no font with Chinese characters is installed, so figures show boxes instead: install"
+        )
         warnings.warn(
-            "no font with Chinese characters is installed: figures show boxes instead of them; "
-            "install one, such as the package fonts-noto-cjk, and start again",
-            stacklevel=2,
+            f"{text} one, such as the package fonts-noto-cjk, and start again", stacklevel=2
         )
     return found
 
 
 def shorten(name: str, limit: int = 16) -> str:
     """Cut a class name to `limit` columns, so that titles in a grid do not run into each other."""
-    name = " ".join(name.split())  # a name may hold line breaks
     if display_width(name) <= limit:
         return name
     while display_width(name) >= limit:
@@ -632,30 +671,29 @@ def display_width(text: str) -> int:
 # ----------------------------------------------------------------------- how the graph is drawn
 
 
-def net_graph(net: nn.Module, images: torch.Tensor) -> GraphDef:
+def net_graph(net: nn.Module, images: Tensor) -> GraphDef:
     """Draw the operations of `net` that torch.export finds, each in the box of its layer.
 
     Only shapes are computed, no numbers. `SummaryWriter.add_graph` uses torch.jit.trace, which is
     deprecated, leaves functions such as relu nameless, and draws a layer used twice as a loop.
     """
-    program = torch.export.export(net, (images,), strict=False)
-    signature = program.graph_signature
-    weights = {  # of the nodes that are the net's own tensors: their names, such as "conv1.weight"
-        **signature.inputs_to_parameters,
-        **signature.inputs_to_buffers,
-        **signature.inputs_to_lifted_tensor_constants,
-    }
-    graph, names, uses = GraphDef(), {}, Counter()
-    for node in program.graph.nodes:
-        if node.op == "placeholder" and not node.users:
-            continue  # such as the counter of a batch norm
-        name = graph_name(net, node, weights.get(node.name))
-        uses[name] += 1
-        # Of relu_1, relu_2 and so on TensorBoard makes one node; "relu (2)" stays in its place.
-        names[node] = name if uses[name] == 1 else f"{name} ({uses[name]})"
+    with as_in_a_test(net, images) as (net, images), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The tensor attribute.* assigned during export")
+        for layer in net.modules():  # a hook of the reader's must not see what has no numbers
+            layer._forward_hooks = torchs_own(layer._forward_hooks)
+            layer._forward_pre_hooks = torchs_own(layer._forward_pre_hooks)
+        program = torch.export.export(net, (images,), strict=False)
+    # Of the nodes that are the net's own tensors: their names, such as "conv1.weight"; else None.
+    weights = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs}
+    # What nothing uses is left out, such as the counter of a batch norm.
+    nodes = [node for node in program.graph.nodes if node.op != "placeholder" or node.users]
+    # Of relu_1, relu_2 and so on TensorBoard would make one node; "relu (2)" stays in its place.
+    names = distinct([graph_name(net, node, weights.get(node.name)) for node in nodes])
+    names, graph = dict(zip(nodes, names, strict=True)), GraphDef()
+    for node in nodes:
         value = node.meta.get("val")  # a tensor without numbers, or several, or none
         tensors = value if isinstance(value, tuple | list) else [value]
-        sizes = [tensor.shape for tensor in tensors if isinstance(tensor, torch.Tensor)]
+        sizes = [tensor.shape for tensor in tensors if isinstance(tensor, Tensor)]
         shapes = [TensorShapeProto(dim=[{"size": n} for n in size]) for size in sizes]
         graph.node.add(
             name=names[node],
@@ -663,7 +701,16 @@ def net_graph(net: nn.Module, images: torch.Tensor) -> GraphDef:
             input=[names[source] for source in node.all_input_nodes],
             attr={"_output_shapes": AttrValue(list=AttrValue.ListValue(shape=shapes))},
         )
+    closed = ", ".join(name for node, name in names.items() if node.op == "get_attr")
+    if closed:  # a graph in the graph
+        text = f"layers that run under autocast, or such, are not in the graph but inside {closed}"
+        warnings.warn(text, stacklevel=3)
     return graph
+
+
+def torchs_own(hooks: Mapping[int, object]) -> dict[int, object]:
+    """Hooks that are part of a layer, for torch itself has put them there: spectral_norm does."""
+    return {k: h for k, h in hooks.items() if getattr(h, "__module__", "").startswith("torch.")}
 
 
 def graph_name(net: nn.Module, node: torch.fx.Node, weight: str | None) -> str:

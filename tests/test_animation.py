@@ -57,7 +57,9 @@ def test_frames_are_green_where_the_net_is_right(story, tiny_run):
 @pytest.mark.parametrize("right", [[True] * 8, [False] * 8, [True, False] * 4])
 def test_a_frame_has_the_color_of_its_title(right):
     colors = [viz.RIGHT if r else viz.WRONG for r in right]
-    figure = viz.plot_images(torch.zeros(8, 3, 32, 32), ["cat, 9.9%\n(label: dog)"] * 8, colors)
+    figure = viz.matplotlib_imshow(
+        torch.zeros(8, 3, 32, 32), ["cat, 9.9%\n(label: dog)"] * 8, colors
+    )
     figure.savefig(pixels := animation.io.BytesIO())
     picture = animation.with_frames(Image.open(pixels).convert("RGB"))
     two_rows = Image.new("RGB", (picture.width // 2, 2 * picture.height + animation.GAP))

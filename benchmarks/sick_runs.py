@@ -349,7 +349,8 @@ def write(results: dict, pictured: Path) -> None:
         text = page.read_text(encoding="utf-8")
         text = re.sub(r"^train_cifar\.py: failed: .*\n", lambda _: said, text, flags=re.M)
         page.write_text(text, encoding="utf-8")
-    subprocess.run([sys.executable, ROOT / "screenshots" / "sick.py", pictured], check=True)
+    capture = ROOT / "screenshots" / "capture.py"
+    subprocess.run([sys.executable, capture, "--compare", pictured], check=True)
 
 
 if __name__ == "__main__":

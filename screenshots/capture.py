@@ -1,9 +1,11 @@
-"""Make the README's pictures again from a finished run, in a real browser.
+"""Make the pages' pictures again, in a real browser.
 
-    python screenshots/capture.py runs/2026-01-31_12-00-00
+    python screenshots/capture.py runs/first
+    python screenshots/capture.py --compare RUNS_FOLDER
 
-It needs Chromium and what is in tests/requirements.txt. One function for each dashboard opens it,
-waits until its data is drawn, and returns what is worth a picture; the browser tests use the same
+The first makes those of one finished run, for the README; the second those that compare runs. Both
+need Chromium and what is in tests/requirements.txt. One function for each dashboard opens it, waits
+until its data is drawn, and returns what is worth a picture; the browser tests use the same
 functions.
 """
 
@@ -45,7 +47,9 @@ MARGIN = 8  # of the page's pixels around what is pictured
 GAP = 24  # pixels between pictures that are put together
 TIMEOUT = 60  # seconds, for whatever has to appear
 LAST_TAG = "per class/text_summary"  # what a run shows last: once it is there, everything is
+PAGE_WIDTH = 830  # pixels that GitHub's pages have for a picture
 COLUMNS = ("lr", "test/accuracy", "test/loss")  # of HPARAMS
+ALL = "*"  # runs
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 # Each add_... method of SummaryWriter: the dashboard it fills, and what it is for.
@@ -411,6 +415,69 @@ def hparams_by_accuracy(page: Page, url: str) -> Columns:
     return [[pane.locator(".section", has_text="Sorting").last], [table]]
 
 
+# ----------------------------------- several runs: (page, url, "their|names") -> what to picture
+
+
+def only(runs: str) -> dict[str, str]:
+    """What the address of a dashboard says to show these runs alone."""
+    return {"regexInput": f"^({runs})$"}
+
+
+def charts(page: Page, url: str, runs: str, tags: str, log: bool = False) -> Columns:
+    """SCALARS: the names of the runs in their colours, and a chart for each tag ("a|b").
+
+    `log` gives the loss a logarithmic axis.
+    """
+    state = {"tagFilter": f"^({tags})$", "_smoothingWeight": "0"}
+    open_dashboard(page, url, "scalars", 1460, **state, **only(runs))
+    cards = first_cards(page, "tf-scalar-card", 1 + tags.count("|"))
+    show_outliers(page)
+    for card in cards.all():
+        expect(card.locator("path.line[d*=L]")).to_have_count(1 + runs.count("|"))
+        if log:
+            card.locator("[title='Toggle y-axis log scale']").click()
+    page.locator("tf-runs-selector paper-button").evaluate("button => button.remove()")
+    return [[page.locator(".name-row").locator(".checkbox, span")], [cards]]
+
+
+def both_losses(page: Page, url: str, run: str) -> Locator:
+    """CUSTOM SCALARS: training and test loss of one run on one chart."""
+    layout = custom_scalars(page, url, **only(run))
+    return layout.locator("tf-custom-scalar-multi-line-chart-card").first
+
+
+def histograms_of(page: Page, url: str, runs: str, tag: str) -> Locator:
+    """HISTOGRAMS: the same tag of each run."""
+    open_dashboard(page, url, "histograms", 1460, tagFilter=f"^{tag}$", **only(runs))
+    cards = first_cards(page, "tf-histogram-loader", 1 + runs.count("|"))
+    wait_for_shapes(cards, "g.histogram path")
+    return cards
+
+
+def images_of(page: Page, url: str, runs: str, tag: str) -> Locator:
+    """IMAGES: the last image of a tag of each run."""
+    return images(page, url, tag, 1 + runs.count("|"), **only(runs))
+
+
+def table(page: Page, url: str, _runs: str = ALL) -> Locator:
+    """HPARAMS: a row for each run."""
+    settings = ["batch size", "lr", "schedule", "train images", "wrong labels"]
+    return hparams(page, url, [*settings, "test/loss", "test/accuracy"])
+
+
+def parallel_coordinates(page: Page, url: str, _runs: str = ALL) -> Locator:
+    """HPARAMS: a line for each run, through its settings to its test accuracy."""
+    hparams(page, url, ["batch size", "lr", "train images", "test/accuracy"])
+    page.set_viewport_size({"width": 1700, "height": 1200})
+    page.get_by_text("Parallel Coordinates View").click()
+    view = page.locator("tf-hparams-parallel-coords-view")
+    for axis in ("lr", "train images"):
+        view.locator(f"[id='logScaleButton_{axis}']").click()
+    plot = view.locator("#svg")
+    expect(plot.locator(".foreground path").first).to_have_attribute("d", re.compile("M.*L"))
+    return plot
+
+
 # ------------------------------------------------------------------------------------ the pictures
 
 
@@ -461,6 +528,23 @@ DASHBOARDS: dict[str, Callable[[Page, str], Locator | Columns]] = {
         page, url, "what the net sees/(filters|feature maps)", count=2
     ),
 }
+
+LOSS_AND_ACCURACY = "training loss|test/accuracy"
+FLAT = "healthy|dead|too-low"
+COMPARISONS: dict[str, tuple] = {
+    "sick/flat_loss": (FLAT, charts, LOSS_AND_ACCURACY),
+    "sick/flat_gradients": (FLAT, histograms_of, "gradients/conv1.weight"),
+    "sick/dead_confusion": ("healthy|dead", images_of, "test/confusion matrix"),
+    "sick/exploding_loss": ("exploding", charts, "training loss", True),
+    "sick/restless_loss": ("healthy|restless|restless-cured", charts, LOSS_AND_ACCURACY),
+    "sick/big_batch_loss": ("big-batch|big-batch-cured", charts, LOSS_AND_ACCURACY),
+    "sick/overfit_loss": ("overfit|overfit-cured", charts, "training loss|test/loss"),
+    "sick/wrong_labels_images": ("wrong-labels", images_of, "training images"),
+    "sick/wrong_labels_mistakes": ("wrong-labels", images_of, "test/worst mistakes"),
+    "sick/augmented_loss": ("augmented", both_losses),
+    "sick/hparams_table": (ALL, table),
+    "sick/hparams_parallel": (ALL, parallel_coordinates),
+}  # name: the runs that it is about ("a|b"), what shows them, and what of them
 
 
 def take_picture(page: Page, target: Locator) -> Image.Image:
@@ -513,8 +597,17 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     for colors in (256, 128, 64):
         picture.quantize(colors, dither=Image.Dither.NONE).save(path, optimize=True)
         if path.stat().st_size <= MAX_BYTES:
+            print(path, flush=True)
             return
     raise CaptureError(f"{path.name} does not fit into {MAX_BYTES:,} bytes")
+
+
+def in_page_size(picture: Image.Image) -> Image.Image:
+    """Shrink a picture that is narrower than others by as much as a page shrinks those."""
+    if picture.width >= WIDTH:
+        return picture
+    size = [round(side * PAGE_WIDTH / WIDTH) for side in picture.size]
+    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def summarize(run_dir: Path) -> dict:
@@ -555,48 +648,82 @@ def number(text: str) -> int | float:
     return float(text) if "." in text else int(text.replace(",", ""))
 
 
-def capture(run_dir: Path, out: Path) -> None:
-    """Write all pictures of a run."""
+def draw(browser: Browser, name: str, show: Callable, *where: object) -> Image.Image:
+    """Picture what `show(page, *where)` gives; raises CaptureError if it is not drawn."""
+    with new_page(browser) as page:
+        try:
+            target = show(page, *where)
+            take = take_columns if isinstance(target, list) else take_picture
+            return take(page, target)
+        except (PlaywrightError, AssertionError) as error:
+            first_line = str(error).partition("\n")[0]
+            raise CaptureError(f"{name} was not drawn: {first_line}") from error
+
+
+def capture_run(run_dir: Path, out: Path) -> None:
+    """Write all pictures of one run."""
+    if "." not in finished_runs(run_dir):
+        raise CaptureError(f"{str(run_dir)!r} is not the folder of a finished run")
     with open_browser() as browser:
+        out.mkdir(parents=True, exist_ok=True)
         animation.save_animation(animation.read_story(run_dir), out / "training.gif")
         summary = json.dumps(summarize(run_dir), indent=2, ensure_ascii=False)
         (out / "run.json").write_text(summary + "\n", encoding="utf-8")
-
-        def shoot(name: str, show: Callable, url: str = "") -> None:
-            with new_page(browser) as page:
-                try:
-                    target = show(page, url)
-                    take = take_columns if isinstance(target, list) else take_picture
-                    picture = take(page, target)
-                except (PlaywrightError, AssertionError) as error:
-                    first_line = str(error).partition("\n")[0]
-                    raise CaptureError(f"{name} was not drawn: {first_line}") from error
-            save_picture(picture, out / f"{name}.png")
-            print(out / f"{name}.png", flush=True)
-
-        shoot("writer_add_methods", writer_methods)
+        picture = draw(browser, "writer_add_methods", writer_methods, "")
+        save_picture(picture, out / "writer_add_methods.png")
         with copies_of([run_dir]) as alone, start_tensorboard(alone) as url:
             for name, show in DASHBOARDS.items():
-                shoot(name, show, url)
+                save_picture(draw(browser, name, show, url), out / f"{name}.png")
         with start_tensorboard(run_dir.parent) as url:  # the other runs are rows of the table too
-            shoot("result_hparams", hparams_by_accuracy, url)
+            picture = draw(browser, "result_hparams", hparams_by_accuracy, url)
+            save_picture(picture, out / "result_hparams.png")
+
+
+def capture_comparisons(log_dir: Path, out: Path, names: Sequence[str]) -> None:
+    """Write pictures of the runs in a folder beside each other."""
+    needed = {run for name in names for run in COMPARISONS[name][0].split("|")}
+    if not all(any(log_dir.glob(f"{run}/events.out.tfevents.*")) for run in needed):
+        raise CaptureError(
+            f"{str(log_dir)!r} lacks runs of {', '.join(sorted(needed))}: make them first, "
+            "as in docs/sick-runs.md"
+        )
+    with open_browser() as browser:
+        for name in names:
+            runs, show, *what = COMPARISONS[name]
+            with folder_of(runs, log_dir) as folder, start_tensorboard(folder) as url:
+                picture = draw(browser, name, show, url, runs, *what)
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            save_picture(in_page_size(picture), out / f"{name}.png")
+
+
+def folder_of(runs: str, log_dir: Path) -> contextlib.AbstractContextManager[Path]:
+    """A folder with these runs alone, or the folder itself for all of them.
+
+    TensorBoard has seven colours and deals them out in the order of the runs: among many, the one
+    that a picture is about may get a pale grey.
+    """
+    if runs == ALL:
+        return contextlib.nullcontext(log_dir)
+    return copies_of(log_dir / name for name in runs.split("|"))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Make the README's pictures from a finished run.")
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the folder of the run")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent, help="where to write (default: here)"
-    )
+    parser = argparse.ArgumentParser(description="Make the pages' pictures from finished runs.")
+    add = parser.add_argument
+    add("run_dir", type=Path, nargs="?", metavar="RUN_DIR", help="of a run: the README's pictures")
+    add("--compare", type=Path, metavar="FOLDER", help="of runs: the pictures that compare them")
+    add("--only", nargs="+", choices=COMPARISONS, metavar="NAME", help="of --compare, these alone")
+    add("--out", type=Path, default=Path(__file__).parent, help="where to write (default: here)")
     args = parser.parse_args(argv)
+    if not (args.run_dir or args.compare):
+        parser.error("RUN_DIR or --compare FOLDER is missing: there is nothing to picture")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does, end TensorBoard too
     try:
-        run_dir = args.run_dir.resolve()  # it may be ".", which has no name and no parent
-        if "." not in finished_runs(run_dir):
-            raise CaptureError(f"{str(run_dir)!r} is not the folder of a finished run")
-        args.out.mkdir(parents=True, exist_ok=True)
-        capture(run_dir, args.out)
+        if args.run_dir:
+            capture_run(args.run_dir.resolve(), args.out)  # "." has no name and no parent
+        if args.compare:
+            capture_comparisons(args.compare, args.out, args.only or list(COMPARISONS))
     except CaptureError as error:
         print(f"capture.py: error: {error}", file=sys.stderr)
         return 2

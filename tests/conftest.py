@@ -100,3 +100,16 @@ def as_before():
     torch.set_num_threads(threads)
     torch.backends.mkldnn.set_flags(True)
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, for the tests of what TensorBoard shows; they skip where there is none."""
+    pytest.importorskip("playwright.sync_api", reason="needs tests/requirements.txt")
+    import capture
+
+    try:
+        with capture.open_browser() as browser:
+            yield browser
+    except capture.CaptureError as error:
+        pytest.skip(str(error))

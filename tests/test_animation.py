@@ -1,9 +1,9 @@
 """The animated picture of a run, beside what the run's own net says, and the one of the READMEs."""
 
 import json
-import sys
 from pathlib import Path
 
+import animation
 import numpy as np
 import pytest
 import torch
@@ -16,8 +16,6 @@ from model import Net
 from support.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "screenshots"))
-import animation  # noqa: E402
 
 GREEN, RED = (0, 128, 0), (255, 0, 0)
 

@@ -26,7 +26,6 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="needs tests/requir
 expect = sync_api.expect
 
 SCRIPT = Path(__file__).parents[1] / "screenshots" / "capture.py"
-sys.path.append(str(SCRIPT.parent))
 import capture  # noqa: E402
 
 # As sorted; Windows has no folders with < in their names.
@@ -67,15 +66,6 @@ def load_fast(request) -> bool:
 def url(browser, run_dir, load_fast):  # the browser first: without one, nothing is started
     with capture.start_tensorboard(run_dir.parent, load_fast) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def browser():
-    try:
-        with capture.open_browser() as browser:
-            yield browser
-    except capture.CaptureError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture

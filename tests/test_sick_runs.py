@@ -192,32 +192,22 @@ def test_a_run_that_is_refused_or_killed_ends_the_measurement(monkeypatch, tmp_p
 
 
 @pytest.fixture(scope="module")
-def sick():
-    """The module that makes the pictures."""
-    pytest.importorskip("playwright.sync_api", reason="needs tests/requirements.txt")
-    import sick
+def capture(browser):
+    """The module that makes the pictures: it can be imported where there is a browser."""
+    import capture
 
-    return sick
-
-
-@pytest.fixture(scope="module")
-def browser(sick):
-    try:
-        with sick.capture.open_browser() as browser:
-            yield browser
-    except sick.CaptureError as error:
-        pytest.skip(str(error))
+    return capture
 
 
 @pytest.fixture(scope="module")
-def url(sick, browser, log_dir):
-    with sick.capture.start_tensorboard(log_dir) as url:
+def url(capture, log_dir):
+    with capture.start_tensorboard(log_dir) as url:
         yield url
 
 
 @pytest.fixture
-def tab(sick, browser):
-    with sick.capture.new_page(browser) as tab:
+def tab(capture, browser):
+    with capture.new_page(browser) as tab:
         yield tab
 
 
@@ -226,13 +216,16 @@ def heights(path) -> list[float]:
     return [float(y) for y in re.findall(r"[ML][^,]+,([^LM]+)", path.get_attribute("d"))]
 
 
-def test_the_pictures_are_those_of_the_page(sick):
-    files = {path.stem for path in ROOT.glob("screenshots/sick/*.png")}
-    assert set(sick.PICTURES) == files
+FOLDER = ROOT / "screenshots"
 
 
-def test_the_test_loss_of_an_overfit_run_ends_above_its_lowest_point(sick, tab, url):
-    names, cards = sick.charts(tab, url, "overfit", "training loss|test/loss")
+def test_the_pictures_are_those_of_the_page(capture):
+    files = {path.relative_to(FOLDER) for path in FOLDER.glob("*/*.png")}
+    assert {Path(f"{name}.png") for name in capture.COMPARISONS} == files
+
+
+def test_the_test_loss_of_an_overfit_run_ends_above_its_lowest_point(capture, tab, url):
+    (names,), (cards,) = capture.charts(tab, url, "overfit", "training loss|test/loss")
     assert "overfit" in " ".join(names.all_inner_texts())
     test, training = (
         heights(cards.filter(has_text=f"tag: {tag}").locator("path.line[d*=L]"))
@@ -242,8 +235,8 @@ def test_the_test_loss_of_an_overfit_run_ends_above_its_lowest_point(sick, tab, 
     assert training[-1] > training[0]  # it has fallen
 
 
-def test_the_gradients_of_a_dead_run_are_a_needle(sick, tab, url):
-    (cards,) = sick.histograms(tab, url, "dead|healthy", "gradients/conv1.weight")
+def test_the_gradients_of_a_dead_run_are_a_needle(capture, tab, url):
+    cards = capture.histograms_of(tab, url, "dead|healthy", "gradients/conv1.weight")
     wide = {}
     for name in ("dead", "healthy"):
         last = cards.filter(has_text=name).locator("g.histogram path").last
@@ -252,8 +245,8 @@ def test_the_gradients_of_a_dead_run_are_a_needle(sick, tab, url):
     assert wide["dead"] == 1 and wide["healthy"] > 5
 
 
-def test_a_dead_run_predicts_one_class(sick, tab, url):
-    (cards,) = sick.images(tab, url, "dead|healthy", "test/confusion matrix")
+def test_a_dead_run_predicts_one_class(capture, tab, url):
+    cards = capture.images_of(tab, url, "dead|healthy", "test/confusion matrix")
     columns = {}
     for name in ("dead", "healthy"):
         source = cards.filter(has_text=name).locator("img").evaluate("image => image.src")
@@ -263,34 +256,27 @@ def test_a_dead_run_predicts_one_class(sick, tab, url):
     assert columns == {"dead": 1, "healthy": 3}
 
 
-def test_every_run_is_a_row_and_a_line(sick, tab, url):
-    (table,) = sick.table(tab, url)
+def test_every_run_is_a_row_and_a_line(capture, tab, url):
+    table = capture.table(tab, url)
     for name in TINY:
-        sick.capture.expect(table.filter(has_text=re.compile(rf"^\s*{name}\s*$"))).to_have_count(1)
-    (plot,) = sick.parallel_coordinates(tab, url)
+        capture.expect(table.filter(has_text=re.compile(rf"^\s*{name}\s*$"))).to_have_count(1)
+    plot = capture.parallel_coordinates(tab, url)
     assert plot.locator(".foreground path").count() == len(TINY)
 
 
-def test_parts_are_joined_from_left_to_right(sick):
-    parts = [Image.new("RGB", (3, 2), "red"), Image.new("RGB", (2, 4), "blue")]
-    pixels = np.asarray(sick.side_by_side(parts))
-    assert pixels.shape == (4, 5, 3)
-    assert (pixels[:2, :3] == (255, 0, 0)).all() and (pixels[:, 3:] == (0, 0, 255)).all()
-    assert (pixels[2:, :3] == 255).all()
-
-
-def test_a_folder_without_runs_is_refused(sick, tmp_path, capsys):
-    assert sick.main([str(tmp_path / "none"), "--out", str(tmp_path)]) == 2
+def test_a_folder_without_runs_is_refused(capture, tmp_path, capsys):
+    assert capture.main(["--compare", str(tmp_path / "none"), "--out", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"sick.py: error: {str(tmp_path / 'none')!r} lacks runs of *")
+    assert line.startswith(f"capture.py: error: {str(tmp_path / 'none')!r} lacks runs of *")
 
 
-def test_a_picture_needs_its_own_runs_only(sick, log_dir, tmp_path, capsys):
-    assert sick.main([str(log_dir), "--out", str(tmp_path), "--only", "restless_loss"]) == 2
+def test_a_picture_needs_its_own_runs_only(capture, log_dir, tmp_path, capsys):
+    words = ["--compare", str(log_dir), "--out", str(tmp_path), "--only", "sick/restless_loss"]
+    assert capture.main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "runs of healthy, restless, restless-cured:" in line
-    with sick.folder_of("dead|healthy", log_dir) as folder:
+    with capture.folder_of("dead|healthy", log_dir) as folder:
         assert {path.name for path in folder.iterdir()} == {"dead", "healthy"}
     assert not folder.exists()
-    with sick.folder_of(sick.ALL, log_dir) as folder:
+    with capture.folder_of(capture.ALL, log_dir) as folder:
         assert folder == log_dir

@@ -1,12 +1,17 @@
-"""Our run beside the notes' way of doing it: same images, same net, same machine, alternating.
+"""Our run beside the notes' way: how long it takes, how accurate it is, and what made it fast.
 
-    python benchmarks/compare.py --data FOLDER_OF_IMAGES --json benchmarks/results.json
+    python benchmarks/compare.py --data FOLDER_OF_IMAGES --write --jobs 8
     python benchmarks/compare.py --quick
 
-Each measurement is a process of its own; the table gives the median of the rounds and their range.
+Timings are taken one after the other, alternating in several rounds: they want an idle machine.
+Accuracies are those of several seeds, --jobs runs at once, each in one thread. The first command
+also fills in the pages; stopped, it goes on where it was (benchmarks/results.jsonl; delete that
+file after a change to the code).
 """
 
 import argparse
+import functools
+import itertools
 import json
 import os
 import platform
@@ -15,158 +20,109 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+import figures
 
-IMPATIENT = ["--batch-size", "64", "--lr", "0.05", "--schedule", "onecycle"]
-THOROUGH = ["--batch-size", "64", "--lr", "0.02", "--schedule", "onecycle"]
-THOROUGH += ["--augment", "--epochs", "20"]
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))
+RESULTS = ROOT / "benchmarks" / "results.json"
+UNFINISHED = RESULTS.with_suffix(".jsonl")
+
+IMPATIENT = "--batch-size 64 --lr 0.05 --schedule onecycle"
+QUICK_TRY = "--train-images 5000 --batch-size 32 --lr 0.05 --schedule onecycle --epochs 4"
 WAYS = {  # name: settings of train_cifar.py; the notes' way has its own loop
-    "notes": [],
-    "ours": [],
-    "ours, no views": [],
-    "ours, 4 epochs": ["--epochs", "4"],
+    "notes": "",
+    "ours": "",
     "impatient": IMPATIENT,
     "impatient, 2 processes": IMPATIENT,
-    "thorough": THOROUGH,
-    "shapes": [],
+    "thorough": "--batch-size 64 --lr 0.02 --schedule onecycle --augment --epochs 20",
+    "shapes": "",
+    "quick try": QUICK_TRY,
+    "quick try, shapes": QUICK_TRY,
 }
-ONCE = ("thorough", "shapes")  # measured in the first round only: what matters is their accuracy
-QUICK_IMAGES = 10_000
-MEASURES = {
-    "step_ms": "a training step, ms",
-    "step_cpu_ms": "CPU time of a step, ms",
-    "total_s": "training, evaluation and views, s",
-    "run_s": "the whole run, from the start of Python and with reading the images, s",
-    "evaluation_s": "evaluation and PR curves of all test images, once, s",
-    "start_s": "from the start of Python to the first step, s",
-    "peak_mb": "peak memory, MB",
-    "views_share": "share of the whole run spent on views",
-    "save_share": "share of the whole run spent on checkpoints",
-    "test_accuracy": "test accuracy",
-}
+ONCE = ("thorough", "shapes", "quick try", "quick try, shapes")  # timed in the first round only
+SEEDED = [way for way in WAYS if "processes" not in way]
+ROUNDS, SEEDS, SHAPES_SEEDS = 3, 5, 3
+QUICK_IMAGES, STEPS = 10_000, 5_000  # of training; to time a step
 
 
 # ----------------------------------------------------------------- one measurement, in a process
 
 
-class Meter:
-    """Adds up wall and CPU time (s) of the functions it is put around."""
-
-    def __init__(self):
-        self.wall: dict[str, float] = defaultdict(float)
-        self.cpu: dict[str, float] = defaultdict(float)
-        self.calls: dict[str, int] = defaultdict(int)
-
-    def around(self, module, name: str, function=None) -> None:
-        """Replace a function of a module by one that is timed."""
-        function = function or getattr(module, name)
-
-        def timed(*args, **kwargs):
-            wall, cpu = time.perf_counter(), time.process_time()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.wall[name] += time.perf_counter() - wall
-                self.cpu[name] += time.process_time() - cpu
-                self.calls[name] += 1
-
-        setattr(module, name, timed)
-
-    def training(self, steps: int, parts: list[str]) -> dict[str, float]:
-        """Time of a step: that of `train` without the parts in it that are no steps."""
-        wall = self.wall["train"] - sum(self.wall[part] for part in parts)
-        cpu = self.cpu["train"] - sum(self.cpu[part] for part in parts)
-        return {"step_ms": 1000 * wall / steps, "step_cpu_ms": 1000 * cpu / steps}
-
-
-def measure_notes(args: argparse.Namespace, log_dir: str) -> dict[str, float]:
+def measure_notes(args: argparse.Namespace, log_dir: str) -> dict:
     """Train by the notes' loop: two epochs and then the PR curves."""
     import notes_way
     import torch
     from torch.utils.data import DataLoader
     from torch.utils.tensorboard import SummaryWriter
 
+    from data import read_source
     from model import Net
 
     torch.manual_seed(args.seed)
-    train_set, test_set = read_images(args)
-    classes = train_set.classes
-    order = torch.Generator()
+    train_set, test_set, _ = read_source(args.data, "data", ())
+    train_set = train_set.subset(QUICK_IMAGES if args.quick else None, args.seed)
+    classes, order = train_set.classes, torch.Generator()
     train_images = notes_way.OneByOne(train_set)
     train_loader = DataLoader(train_images, batch_size=4, shuffle=True, generator=order)
     test_loader = DataLoader(notes_way.OneByOne(test_set), batch_size=4)
     net, writer = Net(len(classes)), SummaryWriter(log_dir)
-    meter = Meter()
-    for name in ("show_start", "show_report", "train", "evaluate"):
-        meter.around(notes_way, name)
+    started = time.perf_counter()
+    start_s = since_start()
     notes_way.show_start(writer, net, next(iter(train_loader))[0])
-    start = since_start()
     order.manual_seed(args.seed)  # as in our loader: both ways see the same batches
     notes_way.train(net, train_loader, writer, classes, epochs=2)
+    trained = time.perf_counter()
     accuracy = notes_way.evaluate(net, test_loader, writer, classes)
     writer.close()
-    run = since_start()
-    total = sum(meter.wall[name] for name in ("show_start", "train", "evaluate"))
-    views = meter.wall["show_start"] + meter.wall["show_report"]
+    ended = time.perf_counter()
     return {
-        **meter.training(2 * len(train_loader), ["show_report"]),
-        "total_s": total,
-        "run_s": run,
-        "evaluation_s": meter.wall["evaluate"],
-        "start_s": start,
-        "views_share": views / run,
+        "total_s": ended - started,
+        "evaluation_s": ended - trained,
+        "start_s": start_s,
         "test_accuracy": accuracy,
     }
 
 
-def measure_ours(args: argparse.Namespace, log_dir: str, settings: list[str]) -> dict:
-    """Train by train_cifar.py itself, with meters around its parts."""
-    import train_cifar
+def measure_ours(args: argparse.Namespace, log_dir: str) -> dict:
+    """Train as `train_cifar.main` does."""
+    import train_cifar as lesson
     import viz
-    from support.run import Run
+    from support.terminal import in_progress
 
-    meter, start = Meter(), []
-    views = ["show_start", "show_report", "show_epoch", "show_end"]
-    for name in views:
-        skipped = (lambda *_: None) if args.way == "ours, no views" else None
-        meter.around(train_cifar, name, skipped)
-    for name in ("evaluate", "train"):
-        meter.around(train_cifar, name)
-    meter.around(Run, "save")
-    meter.around(viz, "add_pr_curves")
-    timed_train, runs, tests = train_cifar.train, [], []
-
-    def train(run: Run):
-        start.append(since_start())
-        runs.append(run)
-        tests.append(timed_train(run))
-        return tests[0]
-
-    train_cifar.train = train
-    train_cifar.read_source = lambda *_: (*read_images(args), args.data)
-    everything = ["--data", args.data, "--seed", str(args.seed), "--log-dir", log_dir, *settings]
-    if train_cifar.main(everything):
-        raise SystemExit("the run failed")
-    run, seen, run_s = runs[0], meter.wall, since_start()
-    epochs = run.args.epochs
-    total = seen["train"] + seen["show_start"] + seen["show_end"] + seen["save"]
+    run = make_run(args, log_dir)
+    start_s, started = since_start(), time.perf_counter()
+    with in_progress(run):
+        if run.is_first:
+            run.writer = lesson.SummaryWriter(run.run_dir)
+        lesson.show_start(run, lesson.evaluate(run))
+        lesson.train(run)
+        test = lesson.evaluate(run)
+        lesson.show_end(run, test)
+        run.save(finished=True)
+        ended = time.perf_counter()
+        lesson.evaluate(run)
+        if run.is_first:
+            step, classes = run.progress.step, run.data.classes
+            viz.add_pr_curves(run.writer, test.probs, test.labels, classes, step)
     return {
-        **meter.training(
-            epochs * len(run.data.train_loader), ["evaluate", "save", "show_report", "show_epoch"]
-        ),
-        "total_s": total,
-        "run_s": run_s,
-        "evaluation_s": (seen["evaluate"] + seen["add_pr_curves"]) / epochs,
-        "start_s": start[0],
-        "views_share": sum(seen[name] for name in views) / run_s,
-        "save_share": seen["save"] / run_s,
-        "test_accuracy": tests[0].accuracy,
-        "classes": count_results(tests[0], run.data.classes),
+        "total_s": ended - started,
+        "evaluation_s": time.perf_counter() - ended,
+        "start_s": start_s,
+        "test_accuracy": test.accuracy,
+        "classes": count_results(test, run.data.classes),
     }
+
+
+def make_run(args: argparse.Namespace, log_dir: str):
+    """A run of train_cifar.py that is ready to begin."""
+    import train_cifar as lesson
+
+    words = ["--data", args.data, "--seed", str(args.seed), "--log-dir", log_dir]
+    words += ["--train-images", str(QUICK_IMAGES)] if args.quick else []
+    return lesson.make_run(lesson.parse_args([*words, *WAYS.get(args.way, "").split()]))
 
 
 def count_results(test, classes: list[str]) -> dict[str, dict[str, float]]:
@@ -185,17 +141,66 @@ def count_results(test, classes: list[str]) -> dict[str, dict[str, float]]:
     return results
 
 
-def read_images(args: argparse.Namespace):
-    """The images of `--data`, or with `--quick` the same few of them for every way."""
+def measure_steps(args: argparse.Namespace, log_dir: str) -> dict[str, dict[str, float]]:
+    """A step of training, from the notes' loop to ours: each row has one change more."""
+    import notes_way
     import torch
+    from torch.utils.data import DataLoader
 
-    from data import ImageDataset, read_source
+    from model import Net
 
-    train, test, _ = read_source(args.data, Path("data"), ())
-    if args.quick:
-        few = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:QUICK_IMAGES]
-        train = ImageDataset(train.images[few], train.labels[few], train.classes)
-    return train, test
+    run = make_run(args, log_dir)
+    train_set, threads = run.data.train_loader.dataset, torch.get_num_threads()
+    one_by_one = DataLoader(notes_way.OneByOne(train_set), batch_size=4, shuffle=True)
+    losses = torch.zeros(STEPS)
+
+    def read(step: int, loss: torch.Tensor) -> None:
+        loss.item()
+
+    def keep(step: int, loss: torch.Tensor) -> None:
+        losses[step] = loss.detach()
+
+    def record(step: int, loss: torch.Tensor) -> None:
+        run.scheduler.step()
+        run.record(loss)
+
+    rows = {  # threads, oneDNN, fused, no denormals, batches, what is done with the loss
+        "notes": (threads, True, False, False, one_by_one, read),
+        "batches": (threads, True, False, False, run.data.train_loader, read),
+        "loss": (threads, True, False, False, run.data.train_loader, keep),
+        "threads": (1, True, False, False, run.data.train_loader, keep),
+        "onednn": (1, False, False, False, run.data.train_loader, keep),
+        "fused": (1, False, True, False, run.data.train_loader, keep),
+        "denormals": (1, False, True, True, run.data.train_loader, keep),
+        "ours": (1, False, True, True, run.batches(), record),
+    }
+    found = {}
+    for name, (threads, onednn, fused, flush, batches, use) in rows.items():
+        torch.set_num_threads(threads)
+        torch.backends.mkldnn.set_flags(onednn)
+        torch.set_flush_denormal(flush)
+        net, optimizer = run.net, run.optimizer
+        if name != "ours":
+            net = Net(len(train_set.classes))
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9, fused=fused)
+        found[name] = time_steps(net, optimizer, batches, use)
+    return found
+
+
+def time_steps(net, optimizer, batches: Iterable, use: Callable) -> dict[str, float]:
+    """Train by STEPS of the batches; returns the mean time and CPU time of a step."""
+    from torch.nn import CrossEntropyLoss
+
+    criterion = CrossEntropyLoss()
+    wall, cpu = time.perf_counter(), time.process_time()
+    for step, (images, labels) in enumerate(itertools.islice(batches, STEPS)):
+        optimizer.zero_grad()
+        loss = criterion(net(images), labels)
+        loss.backward()
+        optimizer.step()
+        use(step, loss)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return {"step_ms": 1000 * wall / STEPS, "step_cpu_ms": 1000 * cpu / STEPS}
 
 
 def since_start() -> float:
@@ -204,107 +209,86 @@ def since_start() -> float:
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Run one way and print its measures as JSON; with several processes the first does."""
-    if args.way == "shapes":
-        args.data = "shapes"
+    """Measure one way and print it as JSON; with several processes the first does."""
+    do = {"notes": measure_notes, "steps": measure_steps}.get(args.way, measure_ours)
     with tempfile.TemporaryDirectory() as log_dir:
-        if args.way == "notes":
-            found = measure_notes(args, log_dir)
-        else:
-            found = measure_ours(args, log_dir, WAYS[args.way])
+        found = do(args, log_dir)
+    if args.way != "steps" and sys.platform != "win32":  # where Python cannot tell
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+        found["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
     if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(found | peak_memory()))
-
-
-def peak_memory() -> dict[str, float]:
-    """The most memory that this process has had; nothing on Windows, where Python cannot tell."""
-    if sys.platform == "win32":
-        return {}
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    return {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6}
+        print(json.dumps(found))
 
 
 # ------------------------------------------------------------------------------- all of them
 
 
-def run_way(way: str, args: argparse.Namespace) -> dict:
+def run_way(way: str, args: argparse.Namespace, seed: int, **environment: str) -> dict:
     """Measure one way in a process of its own (or two)."""
     command = [sys.executable]
     if "processes" in way:
         command += ["-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += [__file__, "--way", way, "--data", args.data, "--seed", str(args.seed)]
+    data = "shapes" if "shapes" in way else args.data
+    command += [__file__, "--way", way, "--data", data, "--seed", str(seed)]
     command += ["--quick"] if args.quick else []
-    environment = os.environ | {"BENCHMARK_STARTED": str(time.time())}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    environment["BENCHMARK_STARTED"] = str(time.time())
+    done = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"{way}: failed with status {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare(args: argparse.Namespace) -> tuple[dict[str, dict[str, list[float]]], dict]:
-    """Measure all ways, alternating.
-
-    Returns the values of each measure of each way, and the results of our run for each class.
-    """
-    found: dict = {way: defaultdict(list) for way in WAYS}
-    classes: dict = {}
-    for index in range(args.rounds):
-        for way in WAYS:
-            if way in ONCE and (args.quick or index > 0):
-                continue
-            print(f"round {index + 1} of {args.rounds}: {way}", file=sys.stderr)
-            measured = run_way(way, args)
-            classes[way] = measured.pop("classes", {})
-            for measure_name, value in measured.items():
-                found[way][measure_name].append(value)
-    return found, classes["ours"]
-
-
-def show(name: str, values: list[float]) -> str:
-    """A median and its range as text, as fits the measure."""
-    if not values:
-        return ""
-    percent = name in ("test_accuracy", "views_share", "save_share")
-    digits = {"peak_mb": 0, "step_ms": 2, "step_cpu_ms": 2, "evaluation_s": 2}.get(name, 1)
-    low, middle, high = (
-        f"{value:.1%}" if percent else f"{value:,.{digits}f}"
-        for value in (min(values), statistics.median(values), max(values))
-    )
-    return middle if low == high else f"{middle} ({low} to {high})"
-
-
-def table(found: dict) -> str:
-    """All medians and ranges as a Markdown table."""
-    ways = [way for way in WAYS if found[way]]
-    lines = ["| | " + " | ".join(ways) + " |", "|---|" + "---|" * len(ways)]
-    for name, title in MEASURES.items():
-        cells = (show(name, found[way].get(name, [])) for way in ways)
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def ratios(found: dict) -> dict[str, float | None]:
-    """What the comparison is made for, each from values of the same round."""
-
-    def of(measure_name: str, above: str, below: str) -> float | None:
-        pairs = zip(found[above][measure_name], found[below][measure_name], strict=True)
-        values = [a / b for a, b in pairs]
-        return round(statistics.median(values), 3) if values else None
-
+def compare(args: argparse.Namespace, unfinished: Path) -> dict:
+    """Measure everything; returns what the pages' figures are taken from."""
+    timings, tests = {}, {}
+    for index in range(1 if args.quick else ROUNDS):
+        for way in ["steps", *WAYS]:
+            if index == 0 or way not in ONCE:
+                timings[f"{way}, round {index}"] = functools.partial(run_way, way, args, 0)
+    for way in [] if args.quick else SEEDED:
+        for seed in range(SHAPES_SEEDS if "shapes" in way else SEEDS):
+            do = functools.partial(run_way, way, args, seed, OMP_NUM_THREADS="1")
+            tests[f"{way}, seed {seed}"] = do
+    timed = figures.measure_all(timings, unfinished)
+    tested = figures.measure_all(tests, unfinished, args.jobs)
+    accuracies: dict = {way: {} for way in SEEDED}
+    for name, found in tested.items():
+        way, seed = name.rsplit(", seed ", 1)
+        accuracies[way][seed] = round(found["test_accuracy"], 4)
     return {
-        "a step: notes / ours": of("step_ms", "notes", "ours"),
-        "CPU time of a step: notes / ours": of("step_cpu_ms", "notes", "ours"),
-        "two epochs: notes / ours": of("total_s", "notes", "ours"),
-        "evaluation and PR curves: notes / ours": of("evaluation_s", "notes", "ours"),
-        "two epochs: notes / impatient": of("total_s", "notes", "impatient"),
-        "peak memory: ours / notes": of("peak_mb", "ours", "notes"),
-        "start: ours / notes": of("start_s", "ours", "notes"),
-        "views on / off": of("run_s", "ours", "ours, no views"),
-        "four epochs / two": of("total_s", "ours, 4 epochs", "ours"),
-        "impatient: 2 processes / 1": of("total_s", "impatient, 2 processes", "impatient"),
+        "medians": {way: medians(rounds_of(timed, way)) for way in WAYS},
+        "steps": step_by_step(rounds_of(timed, "steps")),
+        "seeds": {
+            way: {"test_accuracy": figures.over_seeds(by_seed)}
+            for way, by_seed in accuracies.items()
+            if by_seed
+        },
+        "classes": timed["ours, round 0"]["classes"],
     }
+
+
+def rounds_of(timed: dict[str, dict], way: str) -> list[dict]:
+    """What was measured of a way, by round."""
+    return [found for name, found in timed.items() if name.rsplit(", round ", 1)[0] == way]
+
+
+def medians(rounds: list[dict]) -> dict[str, float]:
+    """The median of each measure but the accuracy, which is one of the seeds'."""
+    return {
+        name: round(statistics.median(found[name] for found in rounds), 4)
+        for name in rounds[0]
+        if name not in ("classes", "test_accuracy")
+    }
+
+
+def step_by_step(rounds: list[dict]) -> dict[str, dict[str, float]]:
+    """The medians of each row, and how much less a step takes than in the row before."""
+    rows = {name: medians([found[name] for found in rounds]) for name in rounds[0]}
+    for before, row in itertools.pairwise(rows.values()):
+        row["saved_ms"] = round(before["step_ms"] - row["step_ms"], 4)
+    return rows
 
 
 def processor() -> str:
@@ -317,38 +301,34 @@ def processor() -> str:
 
 
 def main() -> None:
-    """Measure everything and print the table; or, started by itself, measure one way."""
+    """Measure everything and print it; or, started by itself, measure one way."""
     parser = argparse.ArgumentParser(description="Compare our run with the notes' way.")
     parser.add_argument("--data", default="shapes", help="shapes, or a folder of images")
-    parser.add_argument("--rounds", type=int, default=3, help="times that each way is measured")
-    parser.add_argument("--quick", action="store_true", help="few images, one round: 5 minutes")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", metavar="FILE", help="write the medians to this file as well")
-    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, where time is no matter")
+    parser.add_argument("--write", action="store_true", help="update the results and the pages")
+    parser.add_argument("--quick", action="store_true", help="fewer images, one round")
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=["steps", *WAYS], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.way:
         return measure(args)
-    if args.quick:
-        args.rounds = 1
-    found, classes = compare(args)
+    if args.write and (args.quick or args.data == "shapes"):
+        parser.error("--write needs --data FOLDER, without --quick: the pages speak of photographs")
     import torch
 
     about = {
         "hardware": f"{os.cpu_count()} cores of {processor()}",
         "versions": f"Python {platform.python_version()}, PyTorch {torch.__version__}",
         "images": "shapes" if args.data == "shapes" else "folder",
-        "quick": args.quick,
-        "rounds": args.rounds,
     }
-    print(table(found))
-    print(json.dumps(about | {"ratios": ratios(found)}, indent=2))
-    if args.json:
-        medians = {
-            way: {name: round(statistics.median(v), 4) for name, v in measures.items()}
-            for way, measures in found.items()
-        }
-        everything = about | {"medians": medians, "ratios": ratios(found), "classes": classes}
-        Path(args.json).write_text(json.dumps(everything, indent=2) + "\n")
+    with tempfile.TemporaryDirectory() as folder:
+        unfinished = UNFINISHED if args.write else Path(folder, UNFINISHED.name)
+        text = json.dumps(about | compare(args, unfinished), indent=2)
+    print(text)
+    if args.write:
+        RESULTS.write_text(text + "\n", encoding="utf-8")
+        figures.write_pages()
+        UNFINISHED.unlink()
 
 
 if __name__ == "__main__":

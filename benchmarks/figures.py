@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 FIGURE = re.compile(
@@ -51,16 +52,17 @@ def load_results() -> list[dict]:
     return [json.loads(p.read_text(encoding="utf-8")) for p in ROOT.glob("benchmarks/*.json")]
 
 
-def look_up(results: list[dict], path: str) -> float:
-    """The value at a dotted path; raises KeyError unless just one is found."""
+def look_up(results: list[dict], path: str) -> Any:
+    """What stands at a dotted path; raises KeyError unless it is in one of the files only."""
 
     def follow(part, key: str):
         return part.get(key) if isinstance(part, dict) else None
 
-    found = {functools.reduce(follow, path.split("."), one) for one in results} - {None}
+    found = [functools.reduce(follow, path.split("."), one) for one in results]
+    found = [value for value in found if value is not None]
     if len(found) != 1:
-        raise KeyError(f"{path}: {len(found)} values in benchmarks/*.json")
-    return found.pop()
+        raise KeyError(f"{path} is in {len(found)} files of benchmarks/*.json")
+    return found[0]
 
 
 def unit_of(path: str) -> str:

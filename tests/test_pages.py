@@ -287,7 +287,7 @@ def test_a_figure_is_filled_in_with_as_many_digits_as_before():
 
 def test_a_figure_that_nobody_or_two_have_measured_is_refused():
     for results in ([{"a": {}}], [{"a": {"b": 1}}, {"a": {"b": 2}}]):
-        with pytest.raises(KeyError, match="a.b: "):
+        with pytest.raises(KeyError, match="a.b is in . files"):
             figures.fill_in("1<!-- figure: a.b -->", results)
 
 
@@ -329,7 +329,7 @@ def test_figures_were_measured_with_what_the_pages_say(pages):
         assert results["hardware"].startswith(f"{cores} cores of")
         assert all(word in results["hardware"] for word in processor.split())
         assert re.search(rf"{re.escape(version)}(?![.\d])", results["versions"])
-    assert (results["images"], results["quick"]) == ("folder", False)
+    assert results["images"] == "folder"
 
 
 def test_other_quantities_are_known(pages):
@@ -370,15 +370,58 @@ def test_counts_stand_behind_their_names(pages):
     assert {class_name for _, class_name, _ in found} == {"cat"}
 
 
-def test_the_pictures_are_of_a_run_with_the_figures_of_the_page(page):
+def test_the_pictures_are_of_a_run_with_the_figures_of_the_page(page, results):
     """capture.py writes down what the run says whose pictures it takes."""
     run = json.loads((ROOT / "screenshots" / "run.json").read_text(encoding="utf-8"))
+    measured = figures.look_up(results, "seeds.ours.test_accuracy.seeds.0")
+    assert f"{run['test/accuracy']:.3f}" == f"{measured:.3f}"
     for shown, _, path in page.figures:
-        if path == "medians.ours.test_accuracy":
-            assert f"{100 * run['test/accuracy']:.1f}" == shown
         if path.startswith("classes.") and path.endswith(("precision", "recall")):
             _, class_name, measure = path.split(".")
             assert f"{run['classes'][class_name][measure]:.3f}" == shown
+
+
+# An accuracy is a median with its range, or said to be that of one run.
+RANGE = re.compile(
+    r"[\d.]+ %<!-- figure: (?P<path>\S.*?)\.median --> ?[(（]"
+    r"[\d.]+(?: %)?<!-- figure: (?P=path)\.low --> (?:to|至) "
+    r"[\d.]+ %<!-- figure: (?P=path)\.high -->[)）]"
+)
+ONE_RUN = re.compile(
+    r"(?i)this run|one run|the pictures?\b|seed 0|这次运行|一次运行|图中|图上|种子 0"
+)
+SENTENCE = re.compile(r"(?<=[.!?]) |(?<=[。！？])|\n(?=\||\n)")
+
+
+def bare_accuracies(prose: str) -> list[str]:
+    """The sentences, or rows of a table, with an accuracy of which nobody knows how far it goes."""
+    with_accuracy = re.compile(r"<!-- figure: [^>]*_accuracy\b")
+    sentences = SENTENCE.split(RANGE.sub("", prose))
+    return [s for s in sentences if with_accuracy.search(s) and not ONE_RUN.search(s)]
+
+
+def test_an_accuracy_has_a_range_or_is_said_to_be_of_one_run(page):
+    assert bare_accuracies(page.prose) == []
+
+
+def test_a_bare_accuracy_is_found():
+    figure = "<!-- figure: seeds.ours.test_accuracy.{} -->".format
+    median, low, high = (f"52.4 %{figure(key)}" for key in ("median", "low", "high"))
+    other = high.replace("ours", "notes")
+    for right in (f"It gets {median} ({low} to {high}).", f"得 {median}（{low} 至 {high}）。"):
+        assert bare_accuracies(right) == []
+    single = "52.4 %<!-- figure: photographs.healthy.0.test_accuracy -->"
+    assert bare_accuracies(f"The run in the picture gets {single}, this run {single}.") == []
+    wrong = [single, f"{single}. This run is short", median, f"{median} ({low} to {other})"]
+    assert [bare_accuracies(text) != [] for text in wrong] == [True] * 4
+
+
+def test_accuracies_are_of_enough_seeds(page, results):
+    """Of five on the photographs, of three on the shapes; compare.py and sick_runs.py take them."""
+    for _, _, path in page.figures:
+        if path.endswith(".median"):
+            seeds = figures.look_up(results, path.replace(".median", ".seeds"))
+            assert len(seeds) >= (3 if "shapes" in path else 5), path
 
 
 # ----------------------------------------------------------------------------------------- names

@@ -49,7 +49,6 @@ TIMEOUT = 60  # seconds, for whatever has to appear
 LAST_TAG = "per class/text_summary"  # what a run shows last: once it is there, everything is
 PAGE_WIDTH = 830  # pixels that GitHub's pages have for a picture
 COLUMNS = ("lr", "test/accuracy", "test/loss")  # of HPARAMS
-ALL = "*"  # runs
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 # Each add_... method of SummaryWriter: the dashboard it fills, and what it is for.
@@ -116,7 +115,11 @@ def start_tensorboard(logdir: Path, load_fast: bool = True) -> Iterator[str]:
 
 @contextlib.contextmanager
 def copies_of(run_dirs: Iterable[Path]) -> Iterator[Path]:
-    """A folder with these runs alone, under their own names; it is gone afterwards."""
+    """A folder with these runs alone, under their own names; it is gone afterwards.
+
+    TensorBoard has seven colours and deals them out in the order of the runs: among many, the one
+    that a picture is about may get a pale grey.
+    """
     with tempfile.TemporaryDirectory() as folder:
         for run_dir in run_dirs:
             shutil.copytree(run_dir, Path(folder, run_dir.name))
@@ -459,13 +462,13 @@ def images_of(page: Page, url: str, runs: str, tag: str) -> Locator:
     return images(page, url, tag, 1 + runs.count("|"), **only(runs))
 
 
-def table(page: Page, url: str, _runs: str = ALL) -> Locator:
+def table(page: Page, url: str, _runs: str) -> Locator:
     """HPARAMS: a row for each run."""
     settings = ["batch size", "lr", "schedule", "train images", "wrong labels"]
     return hparams(page, url, [*settings, "test/loss", "test/accuracy"])
 
 
-def parallel_coordinates(page: Page, url: str, _runs: str = ALL) -> Locator:
+def parallel_coordinates(page: Page, url: str, _runs: str) -> Locator:
     """HPARAMS: a line for each run, through its settings to its test accuracy."""
     hparams(page, url, ["batch size", "lr", "train images", "test/accuracy"])
     page.set_viewport_size({"width": 1700, "height": 1200})
@@ -531,6 +534,8 @@ DASHBOARDS: dict[str, Callable[[Page, str], Locator | Columns]] = {
 
 LOSS_AND_ACCURACY = "training loss|test/accuracy"
 FLAT = "healthy|dead|too-low"
+SICK = "healthy|dead|exploding|too-low|restless|restless-cured|big-batch|big-batch-cured"
+SICK += "|overfit|overfit-cured|wrong-labels|augmented"
 COMPARISONS: dict[str, tuple] = {
     "sick/flat_loss": (FLAT, charts, LOSS_AND_ACCURACY),
     "sick/flat_gradients": (FLAT, histograms_of, "gradients/conv1.weight"),
@@ -542,8 +547,8 @@ COMPARISONS: dict[str, tuple] = {
     "sick/wrong_labels_images": ("wrong-labels", images_of, "training images"),
     "sick/wrong_labels_mistakes": ("wrong-labels", images_of, "test/worst mistakes"),
     "sick/augmented_loss": ("augmented", both_losses),
-    "sick/hparams_table": (ALL, table),
-    "sick/hparams_parallel": (ALL, parallel_coordinates),
+    "sick/hparams_table": (SICK, table),
+    "sick/hparams_parallel": (SICK, parallel_coordinates),
 }  # name: the runs that it is about ("a|b"), what shows them, and what of them
 
 
@@ -690,21 +695,11 @@ def capture_comparisons(log_dir: Path, out: Path, names: Sequence[str]) -> None:
     with open_browser() as browser:
         for name in names:
             runs, show, *what = COMPARISONS[name]
-            with folder_of(runs, log_dir) as folder, start_tensorboard(folder) as url:
-                picture = draw(browser, name, show, url, runs, *what)
+            with copies_of(map(log_dir.joinpath, runs.split("|"))) as copies:
+                with start_tensorboard(copies) as url:
+                    picture = draw(browser, name, show, url, runs, *what)
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             save_picture(in_page_size(picture), out / f"{name}.png")
-
-
-def folder_of(runs: str, log_dir: Path) -> contextlib.AbstractContextManager[Path]:
-    """A folder with these runs alone, or the folder itself for all of them.
-
-    TensorBoard has seven colours and deals them out in the order of the runs: among many, the one
-    that a picture is about may get a pale grey.
-    """
-    if runs == ALL:
-        return contextlib.nullcontext(log_dir)
-    return copies_of(log_dir / name for name in runs.split("|"))
 
 
 def main(argv: list[str] | None = None) -> int:

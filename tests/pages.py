@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import bugs
 import figures
 import pytest
 from tensorboard import default as tensorboard_default
@@ -236,6 +237,11 @@ class Reader:
         script, *arguments = words
         if script == "train_cifar.py":
             self.train(arguments)
+            return
+        if script == "docs/bugs.py":
+            if arguments:
+                assert arguments[0] in bugs.BUGS, arguments[0]
+                self.train([*bugs.FLAGS.split(), "--run-name", *arguments])
             return
         args = self.script(script, arguments)
         for name in ("run_dir", "resume"):

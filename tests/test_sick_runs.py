@@ -257,17 +257,19 @@ def test_a_dead_run_predicts_one_class(capture, tab, url):
 
 
 def test_every_run_is_a_row_and_a_line(capture, tab, url):
-    table = capture.table(tab, url)
+    table = capture.table(tab, url, "")
     for name in TINY:
         capture.expect(table.filter(has_text=re.compile(rf"^\s*{name}\s*$"))).to_have_count(1)
-    plot = capture.parallel_coordinates(tab, url)
+    plot = capture.parallel_coordinates(tab, url, "")
     assert plot.locator(".foreground path").count() == len(TINY)
 
 
 def test_a_folder_without_runs_is_refused(capture, tmp_path, capsys):
     assert capture.main(["--compare", str(tmp_path / "none"), "--out", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"capture.py: error: {str(tmp_path / 'none')!r} lacks runs of *")
+    assert line.startswith(
+        f"capture.py: error: {str(tmp_path / 'none')!r} lacks runs of augmented, big-batch"
+    )
 
 
 def test_a_picture_needs_its_own_runs_only(capture, log_dir, tmp_path, capsys):
@@ -275,8 +277,7 @@ def test_a_picture_needs_its_own_runs_only(capture, log_dir, tmp_path, capsys):
     assert capture.main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "runs of healthy, restless, restless-cured:" in line
-    with capture.folder_of("dead|healthy", log_dir) as folder:
+    with capture.copies_of([log_dir / "dead", log_dir / "healthy"]) as folder:
         assert {path.name for path in folder.iterdir()} == {"dead", "healthy"}
     assert not folder.exists()
-    with capture.folder_of(capture.ALL, log_dir) as folder:
-        assert folder == log_dir
+    assert capture.SICK.split("|") == list(sick_runs.RUNS)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+import torchvision  # noqa: F401  before TensorBoard's writer: beside TensorFlow it crashes after it
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 from torch.utils.tensorboard import SummaryWriter

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+import torchvision  # before TensorBoard's writer: where TensorFlow is installed it crashes after it
 from matplotlib import font_manager, rc_context, rcParamsDefault
 from matplotlib.figure import Figure
 from tensorboard.compat.proto.attr_value_pb2 import AttrValue
@@ -31,7 +32,6 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
-from torchvision.utils import make_grid
 
 RIGHT, WRONG = "green", "red"
 BLUE = torch.tensor([0.02, 0.29, 0.62], dtype=torch.float32, device="cpu")
@@ -268,7 +268,9 @@ def add_filters(writer: SummaryWriter, conv: nn.Conv2d, step: int) -> None:
     if filters.shape[1] not in (1, 3):
         filters = filters.flatten(0, 1)[:, None]
     tiles = fit(filters[:MAX_TILES], 80)
-    grid = make_grid(tiles, nrow=8, normalize=True, scale_each=True, padding=8, pad_value=1.0)
+    grid = torchvision.utils.make_grid(
+        tiles, nrow=8, normalize=True, scale_each=True, padding=8, pad_value=1.0
+    )
     writer.add_image("what the net sees/filters", grid, step)
 
 
@@ -290,7 +292,7 @@ def add_feature_maps(
         seen = seen.narrow(dim, (seen.shape[dim] - covered) // 2, covered)
     seen = unnormalize(F.interpolate(seen.float(), size=tiles.shape[2:], mode="area"), norm)
     tiles = torch.cat([seen, tiles.expand(-1, 3, -1, -1)])
-    grid = make_grid(tiles, nrow=COLUMNS, padding=8, pad_value=1.0)
+    grid = torchvision.utils.make_grid(tiles, nrow=COLUMNS, padding=8, pad_value=1.0)
     writer.add_image("what the net sees/feature maps", grid, step)
 
 
@@ -573,7 +575,7 @@ def matplotlib_imshow(
     below, beside = TILE - tiles.shape[2], TILE - tiles.shape[3]
     margins = (GAP + beside // 2, GAP + beside - beside // 2, TITLE, GAP + below)
     cells = F.pad(tiles, margins, value=1.0)  # in white
-    fig = pixel_figure(make_grid(cells, nrow=COLUMNS, padding=0, pad_value=1.0))
+    fig = pixel_figure(torchvision.utils.make_grid(cells, nrow=COLUMNS, padding=0, pad_value=1.0))
     if heading:
         write_text(fig, GAP, GAP / 2, heading, va="top", ha="left", size=8)
     for index, title in enumerate(titles[:MAX_TILES]):

@@ -11,7 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 WORKFLOW = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
-ONLY_HERE = {"playwright install --with-deps chromium"}  # a reader has a browser
+ONLY_HERE = {
+    "playwright install --with-deps chromium",  # a reader has a browser
+    "pip install tensorflow-cpu",
+    "python -m pytest tests/test_train.py tests/test_pages.py",  # the first runs, beside TensorFlow
+}
 SUITE = {  # what must not be lost of it
     "pip install -r requirements.txt -r tests/requirements.txt",
     "python -m pytest",

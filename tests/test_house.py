@@ -1,8 +1,11 @@
 """The rules of the house: the lesson is short and alone above, the machinery small and below."""
 
 import ast
+import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -72,6 +75,44 @@ def test_the_training_loop_is_one_paragraph():
     tree = ast.parse(modules()["train_cifar"].read_text(encoding="utf-8"))
     (train,) = (node for node in tree.body if getattr(node, "name", "") == "train")
     assert train.end_lineno - train.lineno + 1 <= 30
+
+
+def programs() -> Iterator[tuple[str, str]]:
+    """Every program that a reader runs or copies: where it stands, and its text."""
+    for path in (*ROOT.glob("*.py"), *ROOT.glob("docs/*.py")):
+        yield path.name, path.read_text(encoding="utf-8")
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+        for code in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.S):
+            yield path.name, code
+    for path in ROOT.glob("*.ipynb"):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            yield path.name, "".join(cell["source"])
+
+
+def test_torchvision_is_imported_before_tensorboards_writer():
+    """Where TensorFlow is installed, torchvision after the writer is a segmentation fault."""
+    with_writer = 0
+    for name, code in programs():
+        order = re.findall(
+            r"^ *(?:from|import) (torchvision|torch\.utils\.tensorboard)\b", code, re.M
+        )
+        if "torch.utils.tensorboard" in order:
+            with_writer += 1
+            assert order[0] == "torchvision", name
+    assert with_writer >= 5  # train_cifar.py, viz.py, two READMEs, a notebook
+
+
+def test_what_the_script_imports_first_brings_torchvision_before_the_writer():
+    check = """
+import sys
+class Guard:
+    def find_spec(self, name, path, target=None):
+        assert name != "torch.utils.tensorboard" or "torchvision" in sys.modules
+sys.meta_path.insert(0, Guard())
+import train_cifar
+assert "torch.utils.tensorboard" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True)
 
 
 def test_a_line_on_the_terminal_needs_no_images():

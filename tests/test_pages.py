@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import textwrap
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -132,9 +133,12 @@ def marked() -> dict[str, list[str]]:
     return found
 
 
+RUNS = [("first",), ("first-again", "--seed", "1"), ("other", "--lr", "0.01")]
+
+
 @pytest.fixture(scope="module")
 def short_walk(marked, tmp_path_factory) -> Path:
-    """A folder in which the short program of the pages was run, with fewer shapes, and `first`."""
+    """A folder in which the short program of the pages was run, with fewer shapes, and RUNS."""
     folder = tmp_path_factory.mktemp("walk")
     shutil.copytree(ROOT / "docs", folder / "docs")
     (program,) = marked["runs"]
@@ -146,8 +150,9 @@ def short_walk(marked, tmp_path_factory) -> Path:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*torch.jit")
             run(program.replace("% 2000", "% 8"))
-        words = ["--data", "shapes", "--run-name", "first", "--epochs", "1"]
-        assert train_cifar.main(words) == 0
+        for name, *more in RUNS:
+            words = ["--data", "shapes", "--run-name", name, "--epochs", "1", *more]
+            assert train_cifar.main(words) == 0
     return folder
 
 
@@ -176,11 +181,26 @@ def test_blocks_about_a_finished_run_run_as_printed(marked, short_walk, monkeypa
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 and all(re.fullmatch(r"\w+: \d+\.\d%", line) for line in lines)
     assert {line.split(":")[0] for line in lines} <= set(shapes.CLASSES)
+    resume_after_an_hour(Path("runs/first"), monkeypatch)
     run(table)
-    *_, row = capsys.readouterr().out.splitlines()
-    tests = read_scalars(short_walk / "runs" / "first")["test/accuracy"]
-    best = max(accuracy for _, accuracy in tests)
-    assert row.startswith(f"| first | 0.001 | {best:.1%} | ")
+    _, _, row, other = capsys.readouterr().out.splitlines()
+    low, high = sorted(last_accuracy(Path("runs") / name) for name in ("first", "first-again"))
+    mean = (low + high) / 2
+    assert row.startswith(f"| first, first-again | 0.001 | {mean:.1%} ({low:.1%} to {high:.1%}) | ")
+    assert float(row.split(" | ")[-1].strip(" |")) < 30  # minutes: the mean would be above
+    assert other.startswith(f"| other | 0.01 | {last_accuracy(Path('runs/other')):.1%} | ")
+
+
+def resume_after_an_hour(run_dir: Path, monkeypatch) -> None:
+    later = time.time() + 3600
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: later)
+        with SummaryWriter(run_dir) as writer:
+            writer.add_scalar("training progress/speed", 1.0, 26)
+
+
+def last_accuracy(run_dir: Path) -> float:
+    return read_scalars(run_dir)["test/accuracy"][-1][1]
 
 
 # -------------------------------------------------------------------------- commands and flags

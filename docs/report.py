@@ -14,6 +14,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -33,6 +34,8 @@ WHY_MISSING = (
     "A run that has not ended lacks some views, and one made with "
     "<code>--views&nbsp;notes</code> lacks most."
 )
+PREDICTIONS, RATE = "predictions vs. actuals", "training progress/learning rate"
+FILTERS = ["what the net sees/filters", "what the net sees/feature maps"]
 LAYERS = ["weights/conv1.weight", "gradients/conv1.weight", "gradients/fc3.weight"]
 
 PAGE = """\
@@ -63,47 +66,24 @@ def draw_sections(
 
     `part` says on which images the run was evaluated: "test" or "validation".
     """
+    images, text = partial(views.images, log), partial(views.text, log)
     loss, accuracy = f"{part}/loss", f"{part}/accuracy"
     return [
         ("Curves", "scalars", lambda: views.scalars(log, ["training loss"], [loss], [accuracy])),
-        ("Per class", "At the end of the training", lambda: views.text(log, "per class")),
-        (
-            "Predictions",
-            "predic_each_step",
-            lambda: views.images(log, "predictions vs. actuals", reports=(0, -1)),
-        ),
-        (
-            "Confusion matrix",
-            "confusion_matrix",
-            lambda: views.images(log, f"{part}/confusion matrix"),
-        ),
-        ("Worst mistakes", "mistakes", lambda: views.images(log, f"{part}/worst mistakes")),
+        ("Per class", "At the end of the training", lambda: text("per class")),
+        ("Predictions", "predic_each_step", lambda: images(PREDICTIONS, reports=(0, -1))),
+        ("Confusion matrix", "confusion_matrix", lambda: images(f"{part}/confusion matrix")),
+        ("Worst mistakes", "mistakes", lambda: images(f"{part}/worst mistakes")),
         ("PR curves", "prcurve", lambda: views.pr_curves(log)),
-        ("Training images", "images", lambda: views.images(log, "training images")),
+        ("Training images", "images", lambda: images("training images")),
         ("Graph", "graphs", lambda: views.graph(log)),
-        (
-            "Losses and learning rate",
-            "custom_scalars",
-            lambda: views.scalars(
-                log, ["training loss", loss], ["training progress/learning rate"]
-            ),
-        ),
+        ("Losses", "custom_scalars", lambda: views.scalars(log, ["training loss", loss], [RATE])),
         ("Histograms", "histograms", lambda: views.histograms(log, LAYERS)),
         ("Distributions", "distributions", lambda: views.distributions(log, LAYERS)),
         ("Projector", "projector", lambda: views.projector(log)),
-        (
-            "Filters",
-            "filters",
-            lambda: views.images(
-                log, "what the net sees/filters", "what the net sees/feature maps"
-            ),
-        ),
+        ("Filters", "filters", lambda: images(*FILTERS)),
         ("Settings", "text", lambda: settings(log, run_dir)),
-        (
-            "Where the time goes",
-            "Ten training steps, profiled",
-            lambda: views.text(log, "where the time goes"),
-        ),
+        ("Time", "Ten training steps, profiled", lambda: text("where the time goes")),
     ]
 
 

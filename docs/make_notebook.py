@@ -1,36 +1,131 @@
-"""Make train_cifar.ipynb from the pages, so that they say the same.
+"""Make the notebooks, one in each language, from the README and the reference.
 
     python docs/make_notebook.py
 
-Section 3 of README.md and section 1 of docs/reference.md come word for word; where they show a
-picture, the notebook has a cell that draws it from the reader's own run. The cells before them are
-written here.
+The walk and "After the training" come word for word, without what only their tests need. Programs
+that run as they stand, and the views' calls, are cells of code; where the page shows a picture,
+the notebook has a cell that draws it from the reader's own run. The other cells are written here.
 """
 
 import json
+import os.path
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-README, REFERENCE = ROOT / "README.md", ROOT / "docs" / "reference.md"
-NOTEBOOK = ROOT / "train_cifar.ipynb"
 
-TITLE = """\
+
+class Language(NamedTuple):
+    """Where the words of a notebook come from, and those that stand here."""
+
+    notebook: str
+    pages: tuple[str, str]
+    walk: str  # the titles of the two sections that it takes
+    after: str
+    title: str
+    setup: str
+    train: str
+    tensorboard: str
+    views: str
+    calls: str
+
+
+ENGLISH = Language(
+    notebook="train_cifar.ipynb",
+    pages=("README.md", "docs/reference.md"),
+    walk="The walk",
+    after="After the training",
+    title="""\
 # Training, seen in TensorBoard
 
 The walk of [README.md](README.md) as a notebook. Run the cells from top to bottom: they train a
 small network, open TensorBoard, and draw every view on this page, too.
-
-The run is a quick one, on built-in drawings of ten shapes that need no download. The words below,
-and the figures in them, are the README's: they speak of its default run, on the photographs of
-CIFAR-10."""
-
-SETUP = """\
+· [中文](train_cifar.zh-CN.ipynb)""",
+    setup="""\
 ## Get ready
 
 The notebook needs the files beside it. On Colab, Kaggle and the like, upload the whole folder or
 `!git clone` it, and go into it with `%cd`. The cell installs what is missing; a PyTorch that is
-already there stays as it is."""
+already there stays as it is.""",
+    train="""\
+## Train
+
+The words below are of a run with the notes' settings. This one has larger batches: it takes a
+fraction of the time and ends a little better. For the notes' settings, leave only `--data` in
+`settings`. Another run needs another `run_name`; with the same one, the cell resumes the run where
+it was stopped.
+
+**No CIFAR-10?** Where it cannot be downloaded, a warning says so after half a minute, and the run
+takes the built-in drawings of ten shapes. All views work the same, but for cat and ship read heart
+and star: the accuracy is higher, other classes are mixed up, and the worst mistakes are drawings.
+""",
+    tensorboard="""\
+## TensorBoard, inside this page
+
+Press ↻ at the top right of the frame when there is more to see: it does not reload by itself.
+
+**A blank frame, or error 403?** The frame is a page of its own, which some services and browsers
+block. On Colab, allow third-party cookies, or try another browser. If it stays blank, go on
+without it: every view is drawn below, too. Or download the folder `runs`, and look at it on your
+own machine.""",
+    views="""\
+## The views, on this page
+
+`docs/notebook_views.py` has a function for each tab, which draws it from the run's event files.""",
+    calls="""\
+**The calls below run here, too.** This cell gives them the names that they have in
+`train_cifar.py`: a new run with the net that was trained above. It is named by the time, and what
+the calls show is in TensorBoard after ↻. The pictures between them are those of the run above,
+which made the same calls report after report.""",
+)
+
+CHINESE = Language(
+    notebook="train_cifar.zh-CN.ipynb",
+    pages=("README.zh-CN.md", "docs/reference.zh-CN.md"),
+    walk="逐个视图看一遍",
+    after="训练之后",
+    title="""\
+# 在 TensorBoard 里看懂训练过程
+
+这是 [README.zh-CN.md](README.zh-CN.md) 中“逐个视图看一遍”的 notebook 版。
+从上到下依次运行各个单元格：训练一个小网络，打开 TensorBoard，并把每个视图也画在本页上。
+· [English](train_cifar.ipynb)""",
+    setup="""\
+## 准备
+
+notebook 离不开和它放在一起的那些文件。在 Colab、Kaggle 等平台上，请上传整个目录，
+或者先 `!git clone`，再用 `%cd` 进入目录。
+下面的单元格只安装缺少的包；已经装好的 PyTorch 保持不变。""",
+    train="""\
+## 训练
+
+正文讲的是用笔记的设置做的训练；这里的批大小更大，用时只是它的几分之一，结果还略好一些。
+想用笔记的设置，`settings` 里只留 `--data` 就行。
+再训练一次要换一个 `run_name`；名字不变，则从上次停下的地方继续。
+
+**没有 CIFAR-10？** 下载不了的时候，半分钟后会有一条警告，然后改用内置的十种图形来训练。
+所有视图照样能看，只是正文里的 cat、ship 要换成 heart、star 来读：
+准确率更高，容易混淆的是另外一些类别，错得最离谱的图片也是图形。""",
+    tensorboard="""\
+## 在本页里打开 TensorBoard
+
+有新内容时，按框内右上角的 ↻：它不会自己刷新。
+
+**框里一片空白，或者报 403？** 这个框是一个独立的网页，有些平台和浏览器会拦截它。
+在 Colab 上请允许第三方 cookie，或者换一个浏览器。
+还是空白也没关系：下面会画出每一个视图。
+也可以把 `runs` 目录下载下来，在自己的机器上看。""",
+    views="""\
+## 把视图画在本页上
+
+`docs/notebook_views.py` 为每个标签页准备了一个函数，从运行的事件文件里读出数据，画成图。""",
+    calls="""\
+**下面的调用在这里也能运行。** 这个单元格准备好它们在 `train_cifar.py` 里用到的那些名字：
+一次新的运行，网络就是上面训练好的那个。
+运行以时间命名，这些调用写出的内容，在 TensorBoard 里按 ↻ 就能看到。
+穿插其间的图则来自上面那次训练：它在每次报告时都做同样的调用。""",
+)
 
 SETUP_CODE = """\
 import os
@@ -62,41 +157,45 @@ if missing:
 os.environ["PATH"] = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]
 sys.path.append("docs")  # for notebook_views"""
 
-TRAIN = """\
-## Train
-
-For the real thing, leave out every setting but `--run-name`: the defaults are the notes', and
-CIFAR-10 is downloaded on the first run. Each run needs a name of its own."""
-
 TRAIN_CODE = """\
-settings = "--data shapes --train-images 8000 --epochs 4 --batch-size 32 --lr 0.05"
-settings += " --schedule onecycle --report-every 4000 --run-name first"
-!"{sys.executable}" train_cifar.py {settings}"""
+from data import load_data
 
-TENSORBOARD = """\
-## TensorBoard, inside this page
+source = load_data().source  # "cifar10", which is downloaded first, or "shapes"
+run_name = "first"
+settings = f"--data {source} --batch-size 64 --lr 0.05 --schedule onecycle"
 
-Press ↻ at the top right of the frame when there is more to see: it does not reload by itself.
-
-**A blank frame, or error 403?** The frame is a page of its own, which some services and browsers
-block. On Colab, allow third-party cookies, or try another browser. If it stays blank, go on
-without it: every view is drawn below, too. Or download the folder `runs`, and look at it on your
-own machine."""
+resume = Path("runs", run_name).is_dir()
+words = f"--resume runs/{run_name}" if resume else f"{settings} --run-name {run_name}"
+!"{sys.executable}" train_cifar.py {words}
+if _exit_code:
+    why = "killed, mostly for want of memory" if _exit_code == -9 else "see what it said last"
+    raise RuntimeError(f"the training ended with status {_exit_code}: {why}")"""
 
 TENSORBOARD_CODE = """\
 %load_ext tensorboard
 %tensorboard --logdir runs --samples_per_plugin images=100"""
 
-VIEWS = """\
-## The views, on this page
-
-`docs/notebook_views.py` has a function for each tab, which draws it from the run's event files. To
-see another run, change the name here."""
-
 VIEWS_CODE = """\
 import notebook_views as views
 
-log = views.read_run("runs/first")"""
+log = views.read_run(f"runs/{run_name}")"""
+
+CALLS_CODE = """\
+from types import SimpleNamespace
+
+import viz
+from support.checkpoint import load_checkpoint
+from support.settings import settings_table
+from train_cifar import SummaryWriter, evaluate, make_run, parse_args
+
+run = make_run(parse_args(settings.split()))
+run.net.load_state_dict(load_checkpoint(f"runs/{run_name}")["net"])
+run.writer = writer = SummaryWriter(run.run_dir)
+
+last = log.Scalars("training loss")[-1]
+report, step = SimpleNamespace(loss=last.value), last.step
+net, classes, test = run.net, run.data.classes, evaluate(run)
+test_set = run.data.test_loader.dataset"""
 
 PICTURES = {  # of the README: what draws it in the notebook
     "images": 'views.images(log, "training images")',
@@ -121,28 +220,40 @@ views.images(log, "what the net sees/filters", "what the net sees/feature maps")
 }
 TIME_CODE = 'views.text(log, "where the time goes")'
 
-FIGURE = re.compile(r"<!-- figure: .*? -->")
 PART = re.compile(  # of a section: what becomes a cell of code, or begins a new cell of text
     r"^(?:!\[(?P<alt>.+)\]\(screenshots/result_(?P<picture>\w+)\.png\)$"
-    r"|<!-- runs after first -->\n```python\n(?P<code>(?s:.*?))\n```$"
+    r"|(?P<runs><!-- runs(?: after first)? -->\n)?```python\n(?P<code>(?s:.*?))\n```$"
     r"|(?=### ))",
     re.M,
 )
+COMMENT = re.compile(r"<!-- .*? -->")
+LINK = re.compile(r"\]\((?!\w+:)(?P<target>[^)]+)\)")
 
 
-def section(page: str, number: int) -> str:
-    """A section of a page, with its heading."""
-    found = re.search(rf"^## {number}\. .*?(?=^## |\Z)", page, re.M | re.S)
-    if not found:
-        raise SystemExit(f"a page has no section {number}: adapt {Path(__file__).name}")
-    return found[0]
+def find_section(pages: dict[str, str], title: str) -> str:
+    """The section of this title on any of the pages, with its links as seen from the notebook."""
+    section = re.compile(rf"^## (?:\d+\. )?{title}\n.*?(?=^## |\Z)", re.M | re.S)
+    found = [(path, match[0]) for path, text in pages.items() for match in section.finditer(text)]
+    if len(found) != 1:
+        raise SystemExit(f"not one section {title!r} in {', '.join(pages)}: adapt make_notebook.py")
+    ((path, text),) = found
+    return LINK.sub(lambda link: f"]({from_root(link['target'], path)})", text)
 
 
-def section_cells(text: str) -> list[dict]:
-    """The cells of a section: its text, and code where it has a picture or a snippet to run."""
+def from_root(target: str, page: str) -> str:
+    """A link on a page, relative to the repository's root."""
+    if target.startswith("#"):
+        return page + target
+    return Path(os.path.normpath(Path(page).parent / target)).as_posix()
+
+
+def section_cells(section: str) -> list[dict]:
+    """The cells of a section: its text, and code where it has a picture or code that runs."""
     cells, position = [], 0
-    for part in PART.finditer(text):
-        cells.append(markdown(text[position : part.start()]))
+    for part in PART.finditer(section):
+        if part["code"] and not (part["runs"] or re.search(r"^viz\.add_", part["code"], re.M)):
+            continue  # an excerpt that runs as part of its program only
+        cells.append(markdown(section[position : part.start()]))
         if part["picture"]:
             if part["picture"] not in PICTURES:
                 raise SystemExit(f"nothing draws {part[0]}: add it to PICTURES")
@@ -150,13 +261,12 @@ def section_cells(text: str) -> list[dict]:
         elif part["code"]:
             cells.append(code(part["code"]))
         position = part.end()
-    return [cell for cell in [*cells, markdown(text[position:])] if cell["source"]]
+    return [cell for cell in [*cells, markdown(section[position:])] if cell["source"]]
 
 
 def markdown(text: str) -> dict:
-    """A cell of text, without the comments that the tests of the README read."""
-    text = FIGURE.sub("", text).replace("<!-- runs -->\n", "")
-    return {"cell_type": "markdown", "metadata": {}, "source": lines(text)}
+    """A cell of text, without the comments that the tests of the pages read."""
+    return {"cell_type": "markdown", "metadata": {}, "source": lines(COMMENT.sub("", text))}
 
 
 def code(text: str) -> dict:
@@ -175,13 +285,18 @@ def lines(text: str) -> list[str]:
     return text.strip("\n").splitlines(keepends=True)
 
 
-def make_notebook(readme: str, reference: str) -> str:
-    """The text of the notebook, from that of the pages."""
+def make_notebook(language: Language, pages: dict[str, str]) -> str:
+    """The text of a notebook, from those of the pages by their paths."""
+    walk, *views = re.split(r"^(?=### )", find_section(pages, language.walk), flags=re.M)
     cells = [
-        *(markdown(TITLE), markdown(SETUP), code(SETUP_CODE), markdown(TRAIN), code(TRAIN_CODE)),
-        *(markdown(TENSORBOARD), code(TENSORBOARD_CODE), markdown(VIEWS), code(VIEWS_CODE)),
-        *section_cells(section(readme, 3)),
-        *section_cells(section(reference, 1)),
+        *(markdown(language.title), markdown(language.setup), code(SETUP_CODE)),
+        *(markdown(language.train), code(TRAIN_CODE)),
+        *(markdown(language.tensorboard), code(TENSORBOARD_CODE)),
+        *(markdown(language.views), code(VIEWS_CODE)),
+        *section_cells(walk),
+        *(markdown(language.calls), code(CALLS_CODE)),
+        *section_cells("".join(views)),
+        *section_cells(find_section(pages, language.after)),
         code(TIME_CODE),
     ]
     notebook = {
@@ -196,7 +311,12 @@ def make_notebook(readme: str, reference: str) -> str:
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
+def read_pages(language: Language) -> dict[str, str]:
+    """The pages of a language, by their paths."""
+    return {path: (ROOT / path).read_text(encoding="utf-8") for path in language.pages}
+
+
 if __name__ == "__main__":
-    pages = (path.read_text(encoding="utf-8") for path in (README, REFERENCE))
-    notebook = make_notebook(*pages)
-    NOTEBOOK.write_text(notebook, encoding="utf-8", newline="\n")
+    for language in (ENGLISH, CHINESE):
+        notebook = make_notebook(language, read_pages(language))
+        (ROOT / language.notebook).write_text(notebook, encoding="utf-8", newline="\n")

@@ -70,11 +70,11 @@ def draw_sections(
     loss, accuracy = f"{part}/loss", f"{part}/accuracy"
     return [
         ("Curves", "scalars", lambda: views.scalars(log, ["training loss"], [loss], [accuracy])),
-        ("Per class", "At the end of the training", lambda: text("per class")),
         ("Predictions", "predic_each_step", lambda: images(PREDICTIONS, reports=(0, -1))),
         ("Confusion matrix", "confusion_matrix", lambda: images(f"{part}/confusion matrix")),
         ("Worst mistakes", "mistakes", lambda: images(f"{part}/worst mistakes")),
         ("PR curves", "prcurve", lambda: views.pr_curves(log)),
+        ("Per class", "At the end of the training", lambda: text("per class")),
         ("Training images", "images", lambda: images("training images")),
         ("Graph", "graphs", lambda: views.graph(log)),
         ("Losses", "custom_scalars", lambda: views.scalars(log, ["training loss", loss], [RATE])),

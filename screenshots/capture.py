@@ -40,6 +40,10 @@ except ModuleNotFoundError:
     print("capture.py: error: first: pip install -r tests/requirements.txt", file=sys.stderr)
     raise SystemExit(2) from None
 
+sys.path.append(str(Path(__file__).parent.parent / "docs"))
+
+from report import write_report  # noqa: E402
+
 WIDTH = 1200  # pixels of a picture
 MAX_BYTES = 300_000
 SHARPNESS = 2  # device pixels for each of the page's, so that text stays sharp when scaled to WIDTH
@@ -514,6 +518,13 @@ def writer_methods(page: Page, url: str) -> Locator:
     return page.locator("table")
 
 
+def report_page(page: Page, url: str) -> Locator:
+    """The top of the page that docs/report.py writes."""
+    page.set_viewport_size({"width": WIDTH, "height": 1500})
+    page.goto(url)
+    return page.locator("h1, section:nth-of-type(-n + 2)")
+
+
 DASHBOARDS: dict[str, Callable[[Page, str], Locator | Columns]] = {
     "result_images": lambda page, url: images(page, url, "training images"),
     "result_graphs": graph_in_columns,
@@ -679,6 +690,9 @@ def capture_run(run_dir: Path, out: Path) -> None:
         with copies_of([run_dir]) as alone, start_tensorboard(alone) as url:
             for name, show in DASHBOARDS.items():
                 save_picture(draw(browser, name, show, url), out / f"{name}.png")
+            page = write_report(alone / run_dir.name)
+            picture = draw(browser, "result_report", report_page, page.as_uri())
+            save_picture(picture, out / "result_report.png")
         with start_tensorboard(run_dir.parent) as url:  # the other runs are rows of the table too
             picture = draw(browser, "result_hparams", hparams_by_accuracy, url)
             save_picture(picture, out / "result_hparams.png")

@@ -1,4 +1,4 @@
-"""The notebook: made from today's README, and run from top to bottom."""
+"""The notebooks: made from today's pages, and run from top to bottom."""
 
 import base64
 import contextlib
@@ -15,28 +15,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import read_scalars
+from conftest import read_events, read_scalars
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOK = ROOT / "train_cifar.ipynb"
+sys.path.append(str(ROOT / "docs"))
+
+import make_notebook as maker  # noqa: E402
+
 NEEDED = ["nbclient", "ipykernel"]  # to run it; the second brings IPython, which shows its pictures
 needs_jupyter = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, NEEDED)), reason="needs nbclient and ipykernel"
 )
-
-
-def load(name: str):
-    """A module from docs/."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def maker():
-    return load("make_notebook")
+languages = pytest.mark.parametrize(
+    "language", [maker.ENGLISH, maker.CHINESE], ids=["English", "Chinese"]
+)
 
 
 def cells(text: str, kind: str) -> list[dict]:
@@ -47,67 +40,85 @@ def source(cell: dict) -> str:
     return "".join(cell["source"])
 
 
+def read_notebook(language: maker.Language) -> str:
+    return (ROOT / language.notebook).read_text(encoding="utf-8")  # whatever git makes of its ends
+
+
 # ---------------------------------------------------------------------------- made from the pages
 
 
-@pytest.fixture
-def walk() -> str:
-    """Section 3 of the README."""
-    return (ROOT / "README.md").read_text(encoding="utf-8").split("\n## ")[3]
+@languages
+def test_the_notebook_is_what_the_program_makes_of_the_pages(language):
+    made = maker.make_notebook(language, maker.read_pages(language))
+    assert read_notebook(language) == made, "python docs/make_notebook.py makes the notebooks anew"
 
 
-@pytest.fixture
-def after() -> str:
-    """Section 1 of the reference."""
-    return (ROOT / "docs" / "reference.md").read_text(encoding="utf-8").split("\n## ")[1]
+@languages
+def test_a_word_changed_in_the_walk_changes_the_notebook(language):
+    for words in ("### 3.1", "<https://ui.perfetto.dev>"):  # of the one section and of the other
+        pages = {
+            path: text.replace(words, f"{words} again")
+            for path, text in maker.read_pages(language).items()
+        }
+        assert f"{words} again" in maker.make_notebook(language, pages)
 
 
-def test_the_notebook_is_what_the_program_makes_of_the_pages(maker):
-    pages = (ROOT / name for name in ("README.md", "docs/reference.md"))
-    made = maker.make_notebook(*(page.read_text(encoding="utf-8") for page in pages))
-    text = NOTEBOOK.read_text(encoding="utf-8")  # git may have changed the ends of lines
-    assert text == made, "python docs/make_notebook.py makes the notebook anew"
+@languages
+def test_the_sections_stand_in_the_notebook_word_for_word(language):
+    """Everything but pictures, comments and links, of which a notebook has its own."""
+    notebook = read_notebook(language)
+    told = "\n".join(
+        source(cell) for kind in ("markdown", "code") for cell in cells(notebook, kind)
+    )
+    known = {*without_targets(told).splitlines(), "```python", "```"}
+    pages = maker.read_pages(language)
+    for title in (language.walk, language.after):
+        section = maker.find_section(pages, title)
+        assert len(section.splitlines()) > 30
+        text = re.sub(r"^!\[.*$", "", re.sub(r"<!--.*?-->", "", section), flags=re.M)
+        assert [line for line in without_targets(text).splitlines() if line not in known] == []
 
 
-def test_a_word_changed_on_a_page_changes_the_notebook(maker, walk, after):
-    for heading in ("### 3.1 Images", "1. After"):
-        pages = (f"## {text}".replace(heading, f"{heading} again") for text in (walk, after))
-        changed = maker.make_notebook(*pages)
-        assert f"{heading} again" in changed
+def without_targets(text: str) -> str:
+    return re.sub(r"\]\([^)]*\)", "]", text)
 
 
-def all_text(notebook: str) -> str:
-    return "\n".join(map(source, cells(notebook, "markdown")))
+@languages
+def test_every_link_of_a_notebook_leads_to_a_file(language):
+    text = "\n".join(source(cell) for cell in cells(read_notebook(language), "markdown"))
+    targets = re.findall(r"\]\((?!\w+:)([^)#]+)", text)
+    assert targets and [target for target in targets if not (ROOT / target).is_file()] == []
 
 
-def test_the_walk_stands_in_the_notebook_word_for_word(walk, after):
-    """Everything but pictures and comments, which the reader of a notebook has no use for."""
-    text = re.sub(r"<!--.*?-->", "", f"## {walk}\n## {after}")
-    text = re.sub(r"^!\[.*$", "", text, flags=re.M)
-    notebook = NOTEBOOK.read_text(encoding="utf-8")
-    told = all_text(notebook).splitlines()
-    run = [line for cell in cells(notebook, "code") for line in source(cell).splitlines()]
-    known = {*told, *run, "```python", "```"}
-    assert [line for line in text.splitlines() if line not in known] == []
-
-
-def test_every_picture_of_the_walk_has_a_cell(maker, walk):
-    notebook = NOTEBOOK.read_text(encoding="utf-8")
+@languages
+def test_every_picture_of_the_walk_has_a_cell(language):
+    walk = maker.find_section(maker.read_pages(language), language.walk)
     captions = re.findall(r"^!\[(.+)\]", walk, re.M)
     assert len(captions) == len(maker.PICTURES)
-    first_lines = [source(cell).splitlines()[0] for cell in cells(notebook, "code")]
+    first_lines = [source(cell).splitlines()[0] for cell in cells(read_notebook(language), "code")]
     assert [line[2:] for line in first_lines if line.startswith("# ")] == captions
 
 
-def test_what_the_program_cannot_make_is_refused(maker):
+def test_both_languages_have_the_same_code():
+    """But for the captions: what a test runs of one is so of the other."""
+    english, chinese = (
+        [re.sub("^# .*\n", "", source(cell)) for cell in cells(read_notebook(language), "code")]
+        for language in (maker.ENGLISH, maker.CHINESE)
+    )
+    assert english == chinese
+
+
+def test_what_the_program_cannot_make_is_refused():
+    new = {"README.md": "## The walk\n\n![new](screenshots/result_new.png)\n"}
     with pytest.raises(SystemExit, match="result_new.png.*PICTURES"):
-        maker.make_notebook("## 3. The walk\n\n![new](screenshots/result_new.png)\n", "")
-    with pytest.raises(SystemExit, match="no section 1"):
-        maker.make_notebook("## 3. The walk\n", "")
+        maker.make_notebook(maker.ENGLISH, new)
+    with pytest.raises(SystemExit, match="not one section 'After the training'"):
+        maker.make_notebook(maker.ENGLISH, {"README.md": "## 3. The walk\n"})
 
 
-def test_nothing_has_run_in_the_repository():
-    code = cells(NOTEBOOK.read_text(encoding="utf-8"), "code")
+@languages
+def test_nothing_has_run_in_the_repository(language):
+    code = cells(read_notebook(language), "code")
     assert code and all(cell["outputs"] == [] for cell in code)
     assert all(cell["execution_count"] is None for cell in code)
 
@@ -115,6 +126,12 @@ def test_nothing_has_run_in_the_repository():
 # ------------------------------------------------------------------------- run from top to bottom
 
 
+SHORTER = {  # a part of a cell: what the tests run in its place
+    "load_data().source": '"shapes"',
+    "epochs, step, losses = 2,": "epochs, step, losses = 1,",
+    "= load_data()\n": '= load_data("shapes", batch_size=64)\n',
+    "--batch-size 64": "--train-images 8000 --epochs 4 --batch-size 32 --report-every 4000",
+}
 ASK_TENSORBOARD = """\
 # While it runs: it ends with the notebook's kernel.
 from urllib.request import urlopen
@@ -122,20 +139,17 @@ from tensorboard import manager
 
 (server,) = manager.get_all()
 print(server.port, urlopen(f"http://localhost:{server.port}/data/runs", timeout=60).read())"""
+KILLED = maker.TRAIN_CODE.replace("load_data().source", '"shapes"').replace(
+    "train_cifar.py {words}", "-c 'import os; os.kill(os.getpid(), 9)'"
+)
 
 
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory):
-    """The folder in which a copy of the notebook has run, and the copy with its outputs.
-
-    The copy has one cell more, which asks TensorBoard for its runs.
-    """
+def folder(tmp_path_factory) -> Path:
+    """A copy of what the notebooks need."""
     folder = tmp_path_factory.mktemp("notebook")
     for path in [ROOT / "requirements.txt", *ROOT.glob("*.py")]:
         shutil.copy(path, folder)
-    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
-    notebook["cells"].append(load("make_notebook").code(ASK_TENSORBOARD) | {"id": "last"})
-    (folder / NOTEBOOK.name).write_text(json.dumps(notebook), encoding="utf-8")
     for name in ("docs", "support"):
         shutil.copytree(ROOT / name, folder / name)
     kernel = folder / "jupyter" / "kernels" / "python3"
@@ -144,8 +158,27 @@ def executed(tmp_path_factory):
     kernel.joinpath("kernel.json").write_text(
         json.dumps({"argv": command, "display_name": "Python 3", "language": "python"})
     )
+    return folder
+
+
+@pytest.fixture(scope="module", params=[maker.ENGLISH, maker.CHINESE], ids=["English", "Chinese"])
+def executed(request, folder) -> str:
+    """A notebook with its outputs, and with two cells more at its end.
+
+    The Chinese one goes after the English one, in the same folder: its training is resumed.
+    """
+    text = read_notebook(request.param)
+    for part, shorter in SHORTER.items():
+        written, shorter = json.dumps(part)[1:-1], json.dumps(shorter)[1:-1]
+        assert text.count(written) == 1, part
+        text = text.replace(written, shorter)
+    notebook = json.loads(text)
+    ask, killed = maker.code(ASK_TENSORBOARD), maker.code(KILLED)
+    killed["metadata"]["tags"] = ["raises-exception"]
+    notebook["cells"] += [ask | {"id": "ask"}, killed | {"id": "killed"}]
+    (folder / "notebook.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     information = folder / "temporary"
-    information.mkdir()
+    information.mkdir(exist_ok=True)
     env = {key: value for key, value in os.environ.items() if key != "TENSORBOARD_PROXY_URL"} | {
         "JUPYTER_PATH": str(folder / "jupyter"),
         "JUPYTER_PLATFORM_DIRS": "1",
@@ -155,9 +188,16 @@ def executed(tmp_path_factory):
     }
     run = "from nbclient.cli import main; main()"
     try:
-        command = [sys.executable, "-c", run, "--timeout=600", "--output=executed", NOTEBOOK.name]
+        command = [
+            sys.executable,
+            "-c",
+            run,
+            "--timeout=600",
+            "--output=executed",
+            "notebook.ipynb",
+        ]
         subprocess.run(command, cwd=folder, env=env, check=True)
-        yield folder, (folder / "executed.ipynb").read_text(encoding="utf-8")
+        yield (folder / "executed.ipynb").read_text(encoding="utf-8")
     finally:
         # TensorBoard ends with the kernel, but not where the kernel was killed.
         for path in information.glob(".tensorboard-info/*.info"):
@@ -176,11 +216,14 @@ def find_cell(notebook: str, start: str) -> dict:
     return cell
 
 
+def printed(cell: dict) -> str:
+    return "".join("".join(output.get("text", "")) for output in cell["outputs"])
+
+
 @needs_jupyter
-def test_every_view_is_on_the_page(executed, maker):
-    _, notebook = executed
+def test_every_view_is_on_the_page(executed):
     for view in maker.PICTURES.values():
-        (page,) = ("".join(text) for text in outputs(find_cell(notebook, view), "text/html"))
+        (page,) = ("".join(text) for text in outputs(find_cell(executed, view), "text/html"))
         pictures = re.findall('src="data:image/png;base64,(.*?)"', page)
         assert pictures or page.count("<tr>") >= 2, f"{view}: neither pictures nor a table"
         for picture in pictures:
@@ -189,43 +232,55 @@ def test_every_view_is_on_the_page(executed, maker):
 
 
 @needs_jupyter
-def test_the_training_and_the_snippets_have_run(executed):
-    folder, notebook = executed
-    errors = [o for cell in cells(notebook, "code") for o in cell["outputs"] if "ename" in o]
-    assert errors == []
+def test_the_training_the_program_and_the_snippets_have_run(executed, folder):
+    code = cells(executed, "code")
+    failed = [source(cell) for cell in code for output in cell["outputs"] if "ename" in output]
+    assert failed == [KILLED]
     tests = read_scalars(folder / "runs" / "first")["test/accuracy"]
     assert tests[-1][1] > 0.4  # the pictures are those of a net that has learned something
-    picture = printed(find_cell(notebook, "my_star.png")).splitlines()
+    assert {"predictions vs. actuals", "training loss"} < {*read_events(folder / "runs" / "short")}
+    picture = printed(find_cell(executed, "my_star.png")).splitlines()
     assert len(picture) == 3 and all(re.fullmatch(r"\w+: \d+\.\d%", line) for line in picture)
-    table = printed(find_cell(notebook, "HParamsPluginData"))
+    table = printed(find_cell(executed, "HParamsPluginData"))
     assert f"\n| first | 0.05 | {tests[-1][1]:.1%} | " in table
 
 
-def printed(cell: dict) -> str:
-    return "".join("".join(output.get("text", "")) for output in cell["outputs"])
+@needs_jupyter
+def test_the_calls_of_the_views_have_run(executed, folder):
+    *_, calls = sorted(folder.glob("runs/*-shapes"))
+    assert {
+        *("training images", "training loss", "predictions vs. actuals", "settings/text_summary"),
+        *("test/confusion matrix", "test/worst mistakes", "what the net sees/filters"),
+    } < {*read_events(calls)}
+    assert list(calls.glob("*/features"))
+
+
+@needs_jupyter
+def test_a_training_that_is_killed_is_said_in_its_cell(executed):
+    (error,) = find_cell(executed, KILLED)["outputs"]
+    assert error["ename"] == "RuntimeError" and "ended with status -9: killed" in error["evalue"]
 
 
 @needs_jupyter
 def test_tensorboard_is_in_the_page_and_has_the_run(executed):
-    _, notebook = executed
-    (frame,) = outputs(find_cell(notebook, "%load_ext"), "text/html")
+    (frame,) = outputs(find_cell(executed, "%load_ext"), "text/html")
     assert "<iframe" in "".join(frame)
     port = re.search(r"port = (\d+)", "".join(frame))[1]
-    assert printed(find_cell(notebook, ASK_TENSORBOARD)) == f"""{port} b'["first"]'\n"""
+    answer = printed(find_cell(executed, ASK_TENSORBOARD))
+    assert answer.startswith(f"{port} ") and '"first"' in answer
 
 
 @needs_jupyter
 def test_nothing_is_installed_where_all_is_there(executed):
     """So a PyTorch that a service has is left alone: the first cell has called no pip."""
-    _, notebook = executed
-    assert find_cell(notebook, "requirements.txt")["outputs"] == []
+    assert find_cell(executed, "requirements.txt")["outputs"] == []
 
 
 # ---------------------------------------------------------------------------- the first cell alone
 
 
 @pytest.fixture
-def setup_cell(maker, tmp_path, monkeypatch):
+def setup_cell(tmp_path, monkeypatch):
     """Runs the first cell of code; returns what it would have handed to pip."""
 
     def run(requirements: str) -> list[str]:

@@ -545,7 +545,7 @@ def test_both_languages_have_the_same_pictures_and_links(both):
 
 def links_in_any_language(page: Page) -> list[str]:
     """The links without their language; of a section ("page.md#5-title") its number stays."""
-    return [re.sub(r"(#\d*).*", r"\1", link.replace(".zh-CN.md", ".md")) for link in page.links]
+    return [re.sub(r"(#\d*).*", r"\1", link.replace(".zh-CN.", ".")) for link in page.links]
 
 
 def test_both_languages_have_the_same_figures(both):

@@ -73,7 +73,9 @@ SIGNS = {
     "wrong-labels": lambda run, healthy: run["mislabelled_of_8_mistakes"] >= 6,
     "augmented": lambda run, healthy: run["training_loss"] > run["test_loss"],
     # docs/bugs.md
-    "no-zero-grad": lambda run, healthy: run["gradient_norm"] > 10 * healthy["gradient_norm"],
+    "no-zero-grad": lambda run, healthy: (
+        run["gradient_norm"] > 10 * healthy["gradient_norm"] and run["highest_training_loss"] > 10
+    ),
     "no-step": lambda run, healthy: run["conv1_moved"] == 0 and run["conv1_gradient"] > 0,
     "other-net": lambda run, healthy: (
         run["conv1_moved"] == 0 and run["gradient_norm"] > 3 * run["first_gradient_norm"]
@@ -83,14 +85,16 @@ SIGNS = {
         and run["test_accuracy"] > run["epoch_1_test_accuracy"]
     ),
     "softmax-over-batch": lambda run, healthy: (
-        run["first_gradient_norm"] < 0.1 * healthy["first_gradient_norm"]
+        run["first_gradient_norm"] < 0.05 * healthy["first_gradient_norm"]
+        and run["epoch_1_training_loss"] > 0.98 * math.log(run["classes"])
     ),
     "rolled-labels": lambda run, healthy: is_flat(run) and run["conv1_gradient"] > 0,
     "sorted": lambda run, healthy: run["last_class_recall"] > 0.9 and run["classes_found"] <= 2,
-    "pixels-to-255": lambda run, healthy: run["test_loss_at_0"] > 1.15 * math.log(run["classes"]),
+    "pixels-to-255": lambda run, healthy: run["test_loss_at_0"] > 1.05 * math.log(run["classes"]),
     "scaled-twice": lambda run, healthy: is_flat(run) and run["classes_found"] == 1,
     "test-in-bgr": lambda run, healthy: (
         run["epoch_1_test_loss"] > 1.1 * run["epoch_1_training_loss"]
+        and run["epoch_1_training_loss"] < 1.1 * healthy["epoch_1_training_loss"]
     ),
     "dropout-at-test": lambda run, healthy: run["test_loss"] > 0.97 * run["training_loss"],
     "dropout": lambda run, healthy: run["test_loss"] < 0.97 * run["training_loss"],
@@ -98,8 +102,9 @@ SIGNS = {
 
 
 def is_flat(run: dict) -> bool:
-    """Whether the loss has not fallen: it is that of equal probabilities."""
-    return run["training_loss"] > 0.97 * math.log(run["classes"])
+    """Whether the loss is still that of equal probabilities, though the weights have moved."""
+    by_chance = math.log(run["classes"])
+    return abs(run["training_loss"] - by_chance) < 0.03 * by_chance and run["conv1_moved"] > 0
 
 
 # The second check before a long run, healthy and with each bug: what does not learn 20 images has

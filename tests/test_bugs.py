@@ -65,7 +65,7 @@ def test_a_bug_is_one_line_of_the_lesson(name, lesson):
     ]
 
 
-@pytest.mark.filterwarnings("ignore:images from 0 to 2")  # viz, of pixels-to-255
+@pytest.mark.filterwarnings("ignore:images from")  # viz, of pixels-to-255
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # PyTorch, of no-step
 @pytest.mark.parametrize("name", [name for name in bugs.BUGS if "dropout" not in name])
 def test_a_bug_shows_its_sign(name, start, image_folder, healthy, tmp_path):

@@ -1,4 +1,4 @@
-"""The state of a run, to a file and back: whole, or not at all.
+"""What is saved of a run, to a file and back: whole, or not at all.
 
 A checkpoint is a plain dictionary of tensors, numbers and strings in `RUN_DIR/checkpoint.pt`.
 """
@@ -6,33 +6,23 @@ A checkpoint is a plain dictionary of tensors, numbers and strings in `RUN_DIR/c
 import io
 import os
 import zipfile
+import zlib
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from support.errors import InputError, first_line
 
 FILE_NAME = "checkpoint.pt"
-FORMAT_VERSION = 2
-KEYS = {  # what a checkpoint holds
-    "settings": dict,
-    "classes": list,
-    "data_checksum": int,
-    "net": dict,
-    "optimizer": dict,
-    "scheduler": dict,
-    "shuffle_state": torch.Tensor,
-    "random_state": torch.Tensor,
-    "progress": dict,
-    "losses": torch.Tensor,
-}
+FORMAT_VERSION = 3
 
 
 def save_checkpoint(run_dir: Path, state: dict) -> None:
     """Write `state` to the run folder: whole, or not at all.
 
     It is written next to the old checkpoint and then moved over it, which is atomic, so a kill at
-    any moment leaves the old one or the new one. Raises OSError if the disk does not take it.
+    any moment leaves the old one or the new one. Raises OSError if it cannot be written.
     """
     path = run_dir / FILE_NAME
     temporary = path.with_suffix(".pt.tmp")
@@ -66,13 +56,53 @@ def load_checkpoint(run_dir: str | Path) -> dict:
             f"{str(path)!r} cannot be read as a checkpoint ({first_line(error)}): it is damaged "
             "or comes from another program; start a new run without --resume"
         ) from error
-    if (
-        not isinstance(state, dict)
-        or state.get("format") != FORMAT_VERSION
-        or not all(isinstance(state.get(name), kind) for name, kind in KEYS.items())
-    ):
+    if not isinstance(state, dict) or state.get("format") != FORMAT_VERSION:
         raise InputError(
             f"{str(path)!r} is not a checkpoint of this program (format {FORMAT_VERSION}): "
             "start a new run without --resume"
         )
     return state
+
+
+def model_state(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+) -> dict:
+    """What training changes in a net, its optimizer and schedule, and PyTorch's random numbers."""
+    return {
+        "net": net.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "random_state": torch.get_rng_state(),
+    }
+
+
+def restore_model(
+    state: dict,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+) -> None:
+    """Put back what `model_state` returned; raises some error if it does not fit."""
+    # The optimizer's state is kept by the place of a weight in the net: other places, or a buffer
+    # of another shape, would be read past their ends.
+    if list(state["net"]) != list(net.state_dict()):
+        raise ValueError("the layers have other names or another order")
+    net.load_state_dict(state["net"])
+    optimizer.load_state_dict(state["optimizer"])
+    for weights, buffers in optimizer.state.items():
+        for name, buffer in buffers.items():
+            if isinstance(buffer, torch.Tensor) and buffer.shape not in ((), weights.shape):
+                raise ValueError(f"the optimizer's {name} has the shape {tuple(buffer.shape)}")
+    scheduler.load_state_dict(state["scheduler"])
+    torch.set_rng_state(state["random_state"])
+
+
+def data_checksum(*datasets) -> int:
+    """A checksum of all images and labels of data sets that have `images` and `labels`."""
+    checksum = 0
+    for dataset in datasets:
+        for tensor in (dataset.images, dataset.labels):
+            checksum = zlib.crc32(tensor.cpu().numpy(), checksum)
+    return checksum

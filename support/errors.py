@@ -12,6 +12,10 @@ class RunError(RuntimeError):
     """The run failed (exit status 1); the message says where, and the likely cause."""
 
 
+class LostProcessError(RunError):
+    """Another of several processes has ended or does not answer; each of the others says so."""
+
+
 class DivergedError(RunError):
     """A number of the run overflowed or became NaN."""
 

@@ -1,10 +1,10 @@
-"""Training by several processes at once, each with a share of every batch.
+"""Training by several processes at once, on one machine or more, each with a share of every batch.
 
     torchrun --nproc_per_node=2 train_cifar.py --batch-size 64
 
 Every process goes through the same batches in the same order and computes its share of each;
 PyTorch's DistributedDataParallel averages the gradients, so the result is that of one process but
-for rounding. Only the process of rank 0 reads images, prints, and writes.
+for rounding. Only the process of rank 0 reads images and checkpoints, prints, and writes.
 """
 
 import os
@@ -15,7 +15,10 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from support.errors import InputError
+from support.errors import InputError, NothingToDo
+
+STEP_SECONDS = 120  # how long a process waits for the others in a step of training
+PATIENCE = timedelta(hours=2)  # and for rank 0, which may have to download the images
 
 
 class Processes(NamedTuple):
@@ -24,6 +27,7 @@ class Processes(NamedTuple):
     rank: int
     count: int
     device: torch.device
+    patient: dist.ProcessGroup | None = None  # all of them, for what may take long
 
 
 def under_torchrun() -> bool:
@@ -31,44 +35,34 @@ def under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def is_first() -> bool:
-    """Whether this process has rank 0, or is alone; known before the processes have met."""
-    return not under_torchrun() or os.environ["RANK"] == "0"
-
-
-def start_processes(device: torch.device, batch_size: int) -> Processes:
+def start_processes() -> Processes:
     """Join the processes that torchrun started; on its own, a process is the first of one.
 
-    Raises InputError if they cannot share a batch, or if there are more of them than GPUs.
+    Their device is the CPU until `place` gives them another.
     """
+    cpu = torch.device("cpu")
     if not under_torchrun():
-        return Processes(0, 1, device)
-    count = int(os.environ["WORLD_SIZE"])
-    if batch_size % count:  # every process finds out for itself, before it waits for the others
-        raise InputError(
-            f"--batch-size {batch_size} cannot be divided among {count} processes: take a multiple"
-        )
-    device = local_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    # The others wait for rank 0, which may have to download the images for an hour.
-    dist.init_process_group(backend, timeout=timedelta(hours=2))
-    return Processes(dist.get_rank(), count, device)
+        return Processes(0, 1, cpu)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=STEP_SECONDS))
+    patient = dist.new_group(timeout=PATIENCE, backend="gloo")
+    return Processes(dist.get_rank(), dist.get_world_size(), cpu, patient)
 
 
-def local_device(device: torch.device) -> torch.device:
-    """The device of this process: each process of a machine takes a GPU of its own.
+def place(processes: Processes, device: torch.device) -> Processes:
+    """Give each process its device: those of one machine take a GPU each.
 
     Raises InputError if there are not enough.
     """
-    if device.type != "cuda":
-        return device
-    processes, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
-    if processes > gpus:
-        raise InputError(
-            f"{processes} processes on a machine with {gpus} GPU: start one for each GPU "
-            "(--nproc_per_node), or take --device cpu"
-        )
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    if processes.count > 1 and device.type == "cuda":
+        wanted, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        if wanted > gpus:
+            raise InputError(
+                f"{wanted} processes on a machine with {gpus} GPU: start one for each GPU "
+                "(--nproc_per_node), or take --device cpu"
+            )
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return processes._replace(device=device)
 
 
 def share_of_batch(
@@ -88,7 +82,7 @@ def share_of_batch(
 def broadcast_from_first(do: Callable[[], object], processes: Processes):
     """Let rank 0 alone do something; every process gets its result.
 
-    An InputError that it raises is raised in every process.
+    An InputError or NothingToDo that it raises is raised in every process.
     """
     if processes.count == 1:
         return do()
@@ -96,12 +90,18 @@ def broadcast_from_first(do: Callable[[], object], processes: Processes):
     if processes.rank == 0:
         try:
             message = [do()]
-        except InputError as error:
-            message = [error]
-    dist.broadcast_object_list(message, device=processes.device)
-    if isinstance(message[0], InputError):
+        except (InputError, NothingToDo) as reason:
+            message = [reason]
+    dist.broadcast_object_list(message, group=processes.patient)
+    if isinstance(message[0], (InputError, NothingToDo)):
         raise message[0]
     return message[0]
+
+
+def wait_for_first(processes: Processes) -> None:
+    """Let the others wait until rank 0 comes here, however long it draws or saves."""
+    if processes.count > 1:
+        dist.barrier(group=processes.patient)
 
 
 def all_reduce_sum(tensor: torch.Tensor, processes: Processes) -> torch.Tensor:
@@ -111,6 +111,10 @@ def all_reduce_sum(tensor: torch.Tensor, processes: Processes) -> torch.Tensor:
     return tensor
 
 
-def is_lost_process(error: RuntimeError) -> bool:
-    """Whether a joint operation failed, which is so when one of the processes has ended."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+def lost_process(error: RuntimeError) -> str | None:
+    """What has happened to another process if that made a joint operation fail, else None."""
+    if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        return None
+    if "timed out" in str(error).lower():
+        return f"another process of this run has not answered for {STEP_SECONDS} s"
+    return "another process of this run has ended"

@@ -1,4 +1,4 @@
-"""The books around a plain training loop: what is left to do, when to save, when to report.
+"""The bookkeeping of a plain training loop: what is left to do, when to save, when to report.
 
     for epoch in run.epochs():
         for images, labels in run.batches():
@@ -13,36 +13,68 @@ from __future__ import annotations
 import argparse
 import functools
 import math
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from filelock import FileLock
 from torch import nn
+from torch.profiler import profile
 from torch.utils.tensorboard import SummaryWriter
 
-from support.checkpoint import save_checkpoint
+from support.checkpoint import (
+    data_checksum,
+    load_checkpoint,
+    model_state,
+    restore_model,
+    save_checkpoint,
+)
 from support.device import to_channels_last, tune_cpu
-from support.errors import DivergedError, Stopped
-from support.processes import Processes, all_reduce_sum, share_of_batch
-from support.profiler import STEPS, StepProfiler
-from support.state import Progress, start_run, state_of
-from support.terminal import progress_bar, resume_command, say
+from support.errors import DivergedError, InputError, NothingToDo, Stopped, first_line
+from support.processes import (
+    Processes,
+    all_reduce_sum,
+    broadcast_from_first,
+    share_of_batch,
+    wait_for_first,
+)
+from support.profiler import STEPS, finish_profile, start_profile
+from support.run_dir import cannot_write, check_log_dir, lock_run_dir, make_run_dir
+from support.terminal import not_writable, progress_bar, resume_command, say
 
 BAR_EVERY = 50  # batches between two updates of the progress bar
 
 
 class Report(NamedTuple):
-    """How training went since the last report."""
+    """How training goes."""
 
-    loss: float  # mean over the batches
-    speed: float  # images per second; views not counted
+    loss: float  # mean over the last `--report-every` images, of an epoch at most
+    speed: float  # images per second since the last report; views not counted
+    is_first: bool  # of the run
     profile: list[tuple] | None  # a table of where the time goes, in one report of a run
 
 
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    epoch: int = 0  # epochs done
+    batch: int = 0  # batches done in the current epoch
+    step: int = 0  # batches done in all: the x axis in TensorBoard
+    finished: bool = False
+
+
 class Run:
-    """What the parts of a training run have in common, and how far it is."""
+    """What the parts of a training run have in common, and how far it is.
+
+    With a `state` from `load_run` it is the run that the state came from, else a new one, whose
+    folder is made here. Raises InputError if that cannot be; then nothing is left behind.
+    """
 
     def __init__(
         self,
@@ -52,25 +84,45 @@ class Run:
         net: nn.Module,
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler,
+        state: dict | None = None,
     ):
         self.args, self.processes, self.data = args, processes, data
         self.net, self.optimizer, self.scheduler = net, optimizer, scheduler
         self.is_first = processes.rank == 0  # the process that prints, draws and saves
         self.writer: SummaryWriter | None = None  # the first process opens it
         self.progress = Progress()
-        self.profiler = StepProfiler(processes.device)
+        self.profile: profile | None = None  # while one is running
+        self.profile_rows: list[tuple] | None = None  # until a report shows them
         self.view_seconds = 0.0  # spent on drawing and writing views
-        self.signals: list[int] = []
+        self.signals: list[int] = []  # that have come
         # of the loader's generator, at the start of the epoch
         self.shuffle_state = data.train_loader.generator.get_state()
         self.images, self.started = 0, 0.0  # since the last report, for its images per second
-        # How many batches a report is about; there is one at the end of each epoch anyway.
+        train_set, test_set = data.train_loader.dataset, data.test_loader.dataset
+        if args.batch_size > len(train_set):
+            raise InputError(
+                f"--batch-size {args.batch_size} is more than the {len(train_set)} training "
+                "images: take a smaller one"
+            )
+        if args.batch_size % processes.count:
+            raise InputError(
+                f"--batch-size {args.batch_size} cannot be divided among {processes.count} "
+                "processes: take a multiple"
+            )
+        # There is a report every so many batches, and one at the end of each epoch.
         report_batches = max(1, round(args.report_every / args.batch_size))
-        report_batches = min(report_batches, len(data.train_loader))
-        # The loss of each of them, filled in place: `.item()` at every step would make a GPU wait.
-        self.losses = torch.zeros(report_batches, device=processes.device)
+        self.report_batches = min(report_batches, len(data.train_loader))
+        # The loss of each of the last batches, filled in a circle: `.item()` at every step would
+        # make a GPU wait.
+        self.losses = torch.zeros(self.report_batches, device=processes.device)
+        self.data_checksum = data_checksum(train_set, test_set)
+        self.lock: FileLock | None = None  # the first process holds it
+        if state:
+            self.restore(state)
+        take = self.take_folder if state else self.make_folder
+        self.run_dir: Path = broadcast_from_first(take, processes)
 
-    # ------------------------------------------------------------------------- the loop's books
+    # -------------------------------------------------------------------- the loop's bookkeeping
 
     def epochs(self) -> Iterator[int]:
         """Yield the number of each epoch that is left, from 0; after each the run is saved.
@@ -100,54 +152,62 @@ class Run:
             next(batches)
         self.restart_clock()
         title = f"epoch {progress.epoch + 1}"
-        bar = progress_bar(title, "batches", progress.batch, len(loader))
-        with bar, self.profiler:
-            for images, labels in batches:
-                if progress.step == len(self.losses):  # after the first report
-                    self.start_profile()
-                self.images += len(labels)
-                images, labels = share_of_batch(images, labels, self.processes)
-                yield to_channels_last(images), labels
-                if progress.batch % BAR_EVERY == 0:
-                    recent = self.losses[: self.batches_since_report or None][-100:].mean().item()
-                    bar.set_postfix(loss=f"{recent:.3f}", refresh=False)
-                    bar.update(BAR_EVERY)
-                if self.profiler.running and progress.step == len(self.losses) + STEPS:
-                    self.profiler.stop(self.run_dir)
-                    self.restart_clock()
-                if progress.batch == len(loader):
-                    break  # the epoch's end saves and stops
-                if self.batches_since_report == 0:  # a report has just been made
-                    self.save()
-                    self.restart_clock()
-                self.stop_if_asked()
+        with progress_bar(title, "batches", progress.batch, len(loader)) as bar:
+            try:
+                for images, labels in batches:
+                    if progress.step == self.report_batches:  # after the first report
+                        self.start_profile()
+                    self.images += len(labels)
+                    images, labels = share_of_batch(images, labels, self.processes)
+                    yield to_channels_last(images), labels
+                    if progress.batch % BAR_EVERY == 0:
+                        recent = self.last_losses(100).mean().item()
+                        bar.set_postfix(loss=f"{recent:.3f}", refresh=False)
+                        bar.update(BAR_EVERY)
+                    if self.profile and progress.step == self.report_batches + STEPS:
+                        running, self.profile = self.profile, None
+                        self.profile_rows = finish_profile(running, self.run_dir)
+                        self.restart_clock()
+                    if progress.batch == len(loader):
+                        break  # the epoch's end saves and stops
+                    if progress.batch % self.report_batches == 0:  # a report has just been made
+                        self.save()
+                        self.restart_clock()
+                    self.stop_if_asked()
+            finally:
+                if self.profile:  # a stop, or the epoch's end: too few steps for a table
+                    self.profile.stop()
+                    self.profile = None
 
     def record(self, loss: torch.Tensor) -> Report | None:
         """Count a batch and keep its loss, a scalar; returns a report when one is due.
 
         Raises RunError if a loss since the last report, or a weight now, is NaN or infinite.
         """
-        self.losses[self.batches_since_report] = loss.detach()
-        self.progress.batch += 1
-        self.progress.step += 1
-        epoch_done = self.progress.batch == len(self.data.train_loader)
-        if self.batches_since_report and not epoch_done:
+        progress = self.progress
+        self.losses[progress.step % self.report_batches] = loss.detach()
+        progress.batch += 1
+        progress.step += 1
+        epoch_done = progress.batch == len(self.data.train_loader)
+        if progress.batch % self.report_batches and not epoch_done:
             return None
-        mean_loss = self.mean_loss(self.batches_since_report or len(self.losses))
-        seconds = time.perf_counter() - self.started
-        return Report(mean_loss, self.images / seconds, self.profiler.take_rows())
+        mean_loss = self.mean_loss()
+        speed = self.images / (time.perf_counter() - self.started)
+        rows, self.profile_rows = self.profile_rows, None
+        return Report(mean_loss, speed, progress.step == self.report_batches, rows)
 
-    @property
-    def batches_since_report(self) -> int:
-        """The place of the next batch's loss in `losses`."""
-        return self.progress.batch % len(self.losses)
+    def last_losses(self, count: int) -> torch.Tensor:
+        """The losses of up to `count` batches before this moment, oldest first."""
+        place = self.progress.step % self.report_batches  # of the next one
+        return self.losses.roll(-place)[-min(count, self.progress.step) :]
 
-    def mean_loss(self, count: int) -> float:
-        """The mean of the last `count` losses over all processes; raises RunError, see `record`."""
-        losses = all_reduce_sum(self.losses[:count].clone(), self.processes) / self.processes.count
+    def mean_loss(self) -> float:
+        """The mean of the last losses over all processes; raises RunError, see `record`."""
+        self.losses = all_reduce_sum(self.losses, self.processes) / self.processes.count
+        losses = self.last_losses(self.report_batches)
         bad = losses.isfinite().logical_not().nonzero()[:, 0]
         if len(bad) > 0:
-            step = self.progress.step - count + 1 + bad[0].item()
+            step = self.progress.step - len(losses) + 1 + bad[0].item()
             raise diverged(f"loss became {losses[bad[0]].item()}", step)
         if not all(weights.isfinite().all() for weights in self.net.parameters()):
             raise diverged("weights became infinite or nan", self.progress.step)
@@ -168,8 +228,8 @@ class Run:
             signals = torch.tensor(len(self.signals), device=self.processes.device)
             stop = all_reduce_sum(signals, self.processes).item() > 0
         if stop:
-            if self.batches_since_report:
-                self.mean_loss(self.batches_since_report)  # never save what is not finite
+            if self.progress.batch % self.report_batches:
+                self.mean_loss()  # never save what is not finite
             self.save()
             # Without a signal here, another of several processes got one.
             signum = self.signals[0] if self.signals else signal.SIGTERM
@@ -180,20 +240,77 @@ class Run:
     def start_profile(self) -> None:
         """Profile some steps, where somebody looks at all views."""
         if self.is_first and self.args.views == "all":
-            self.profiler.start()
+            self.profile = start_profile(self.processes.device)
 
     def restart_clock(self) -> None:
         """Start to count images and seconds anew, for a report's images per second."""
         self.images, self.started = 0, time.perf_counter()
 
-    # ------------------------------------------------------------------- start, save, say, end
+    # ------------------------------------------------------------------- start, save, print
 
-    def start(self, state: dict | None) -> None:
-        """Make the folder of a new run, or bring back the one of which `state` was saved.
+    def make_folder(self) -> Path:
+        """Make and lock the folder of a new run, and save what `--resume` needs."""
+        args, data = self.args, self.data
+        # The name says that the images are not those of the notes, unless both were asked for.
+        asked_for = args.run_name and args.data == data.source
+        suffix = "-shapes" if data.is_stand_in and not asked_for else ""
+        run_dir, self.lock = make_run_dir(args.log_dir, args.run_name, suffix)
+        # A resumed run must find the same images, wherever it is resumed from.
+        args.data, args.data_dir = data.source, str(Path(args.data_dir).absolute())
+        try:
+            save_checkpoint(run_dir, self.state())
+        except OSError as error:
+            self.lock.release()
+            shutil.rmtree(run_dir, ignore_errors=True)
+            raise InputError(cannot_write(run_dir, error)) from error
+        return run_dir
 
-        Raises InputError if that cannot be; then nothing is left behind.
-        """
-        start_run(self, state)
+    def take_folder(self) -> Path:
+        """Lock the folder of the run that is resumed."""
+        run_dir = Path(self.args.resume)
+        try:
+            self.lock = lock_run_dir(run_dir)
+        except OSError as error:
+            raise not_writable(run_dir, error) from error
+        if load_checkpoint(run_dir)["progress"] != vars(self.progress):
+            self.lock.release()
+            raise InputError(
+                f"{str(run_dir)!r} was trained by another process meanwhile: resume it again"
+            )
+        return run_dir
+
+    def state(self) -> dict:
+        """Everything that a resumed run needs to end as if it had not been stopped."""
+        return {
+            "settings": vars(self.args) | {"resume": None},
+            "classes": self.data.classes,
+            "data_checksum": self.data_checksum,
+            **model_state(self.net, self.optimizer, self.scheduler),
+            "shuffle_state": self.shuffle_state,
+            "progress": vars(self.progress),
+            "losses": self.losses,
+            "profile_rows": self.profile_rows,
+        }
+
+    def restore(self, state: dict) -> None:
+        """Go on where `state` was saved; raises InputError if it does not fit."""
+        if (state["classes"], state["data_checksum"]) != (self.data.classes, self.data_checksum):
+            raise InputError(
+                f"{self.args.resume!r} was trained on other images than {self.args.data!r} holds "
+                "now: bring those back, or start a new run"
+            )
+        try:
+            restore_model(state, self.net, self.optimizer, self.scheduler)
+            self.data.train_loader.generator.set_state(state["shuffle_state"])
+            self.shuffle_state = state["shuffle_state"]
+            self.progress = Progress(**state["progress"])
+            self.losses.copy_(state["losses"])
+            self.profile_rows = state["profile_rows"]
+        except Exception as error:  # of PyTorch, as many as there are parts of a net
+            raise InputError(
+                f"the checkpoint in {self.args.resume!r} does not fit the net in model.py "
+                f"({first_line(error)}): bring that net back, or start a new run"
+            ) from error
 
     @property
     def is_new(self) -> bool:
@@ -209,12 +326,32 @@ class Run:
         """Write the checkpoint that `--resume` continues from; the first process does it."""
         self.progress.finished = finished
         if self.is_first:
-            save_checkpoint(self.run_dir, state_of(self))
+            save_checkpoint(self.run_dir, self.state())
+        wait_for_first(self.processes)
 
     def print(self, text: str) -> None:
         """Print a line that begins with epoch and step."""
         epoch, epochs = self.progress.epoch + 1, self.args.epochs
         say(f"epoch {epoch}/{epochs}  step {self.progress.step:>7,}  {text}")
+
+
+def load_run(args: argparse.Namespace) -> tuple[argparse.Namespace, dict | None]:
+    """Return the settings and the state of the run that `--resume` names; else `args` and None.
+
+    Raises InputError if there is no such run, NothingToDo if it is finished.
+    """
+    if args.resume is None:
+        check_log_dir(args.log_dir)
+        return args, None
+    state = load_checkpoint(args.resume)
+    if state["progress"]["finished"]:
+        raise NothingToDo(f"the run in {args.resume!r} is finished: nothing is left to resume")
+    if state["settings"].keys() != vars(args).keys():
+        raise InputError(
+            f"the checkpoint in {args.resume!r} has other settings than this version of the "
+            "program: start a new run"
+        )
+    return argparse.Namespace(**state["settings"] | {"resume": args.resume}), state
 
 
 def rank_zero_only(show: Callable[..., None]) -> Callable[..., None]:
@@ -226,16 +363,16 @@ def rank_zero_only(show: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(show)
     def draw(run: Run, *args: object) -> None:
-        if not run.is_first:
-            return
         begun = time.perf_counter()
-        try:
-            show(run, *args)
-        except OSError:
-            raise
-        except Exception as error:  # a picture is never worth the training
-            say(f"WARNING: a view could not be drawn ({type(error).__name__}: {error})")
-        run.writer.flush()
+        if run.is_first:
+            try:
+                show(run, *args)
+            except OSError:
+                raise
+            except Exception as error:  # a picture is never worth the training
+                say(f"WARNING: a view could not be drawn ({type(error).__name__}: {error})")
+            run.writer.flush()
+        wait_for_first(run.processes)
         run.view_seconds += time.perf_counter() - begun
 
     return draw

@@ -2,21 +2,20 @@
 
 import os
 import time
-import types
 from datetime import datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from tensorboard.summary.writer import event_file_writer
 
 from support.checkpoint import FILE_NAME
 from support.errors import InputError
 
 LOCK_NAME = "run.lock"
+BEFORE_FIRST_SAVE = {LOCK_NAME, f"{FILE_NAME}.tmp"}  # all that a kill may leave of a new run
 
 
-def make_run_dir(log_dir: str, run_name: str | None, suffix: str) -> Path:
-    """Make a new folder for the run, named by `run_name` or else by the time, and the suffix.
+def make_run_dir(log_dir: str, run_name: str | None, suffix: str) -> tuple[Path, FileLock]:
+    """Make and lock the folder of a new run, named by `run_name` or the time, and the suffix.
 
     The time is short, 1124-153012 for November 24, 15:30:12: TensorBoard's columns are narrow.
     Raises InputError if the folder cannot be written, or if there is something of that name.
@@ -25,33 +24,29 @@ def make_run_dir(log_dir: str, run_name: str | None, suffix: str) -> Path:
     path = Path(log_dir) / name
     for attempt in range(2, 1000):
         try:
-            path.mkdir(parents=True)
-            return path
-        except FileExistsError:
-            if run_name or not path.is_dir():
-                is_run = os.path.isfile(path / FILE_NAME)
-                resume = ", or resume that run with --resume" if is_run else ""
-                raise InputError(
-                    f"{str(path)!r} already exists: choose another --run-name{resume}"
-                ) from None
-            path = path.with_name(f"{name}_{attempt}")  # two runs started in the same second
+            if not os.path.lexists(path):
+                path.mkdir(parents=True, exist_ok=True)
+            if is_free(path):
+                lock = FileLock(path / LOCK_NAME)
+                lock.acquire(timeout=0)
+                if is_free(path):  # still, now that nobody else can take it
+                    return path, lock
+                lock.release()
+        except Timeout:
+            pass
         except OSError as error:
             raise InputError(cannot_write(path, error)) from error
+        if run_name:
+            is_run = os.path.isfile(path / FILE_NAME)
+            resume = ", or resume that run with --resume" if is_run else ""
+            raise InputError(f"{str(path)!r} already exists: choose another --run-name{resume}")
+        path = path.with_name(f"{name}_{attempt}")  # two runs started in the same second
     raise InputError(f"{log_dir!r} holds too many runs of this second")
 
 
-def check_log_dir(log_dir: str) -> None:
-    """Raise InputError, before any work, if no folder can be made in `log_dir`."""
-    path = Path(log_dir).absolute()
-    while not os.path.lexists(path) and path != path.parent:  # a drive of Windows is its own parent
-        path = path.parent
-    if not os.path.isdir(path) or not os.access(path, os.W_OK):
-        raise InputError(f"--log-dir {log_dir!r}: {str(path)!r} is not a writable folder")
-
-
-def cannot_write(path: str | Path, error: OSError) -> str:
-    """Say in one line that a folder does not take our files, and why."""
-    return f"cannot write to {str(path)!r} ({error.strerror or error})"
+def is_free(path: Path) -> bool:
+    """Whether a run may begin in this folder: it holds nothing, or what is left of a start."""
+    return path.is_dir() and {file.name for file in path.iterdir()} <= BEFORE_FIRST_SAVE
 
 
 def lock_run_dir(run_dir: Path) -> FileLock:
@@ -69,14 +64,28 @@ def lock_run_dir(run_dir: Path) -> FileLock:
     return lock
 
 
-def order_event_files(run_dir: Path) -> None:
-    """See to it that the event file opened next is read after those that are there.
+def check_log_dir(log_dir: str) -> None:
+    """Raise InputError, before any work, if no folder can be made in `log_dir`."""
+    path = Path(log_dir).absolute()
+    while not os.path.lexists(path) and path != path.parent:  # a drive of Windows is its own parent
+        path = path.parent
+    if not os.path.isdir(path) or not os.access(path, os.W_OK):
+        raise InputError(f"--log-dir {log_dir!r}: {str(path)!r} is not a writable folder")
 
-    TensorBoard reads them in the order of the times in their names. When the clock was set back
-    since, or in the same second, the writer gets a clock that is ahead.
+
+def cannot_write(path: str | Path, error: OSError) -> str:
+    """Say in one line that a folder cannot be written to, and why."""
+    return f"cannot write to {str(path)!r} ({error.strerror or error})"
+
+
+def order_event_files(run_dir: Path) -> None:
+    """Wait until an event file opened now is read after those that are there: 3 s at most.
+
+    TensorBoard reads them in the order of the times, in whole seconds, in their names. A clock
+    that was set back further than that is not waited for.
     """
     names = (path.name for path in run_dir.glob("events.out.tfevents.*"))
     times = [int(name.split(".")[3]) for name in names if name.split(".")[3].isdecimal()]
-    ahead = max(times, default=0) + 1 - int(time.time())
-    clock = types.SimpleNamespace(time=lambda: time.time() + ahead)
-    event_file_writer.time = clock if ahead > 0 else time
+    newest, patience = max(times, default=0), time.monotonic() + 3
+    while int(time.time()) <= newest and time.monotonic() < patience:
+        time.sleep(0.05)

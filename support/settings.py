@@ -15,7 +15,7 @@ import torch
 import torchvision
 
 from support.errors import InputError
-from support.terminal import STAND_IN_NOTE, command_line, resume_command
+from support.terminal import STAND_IN_NOTE, resume_command, start_command
 
 if TYPE_CHECKING:
     from support.run import Run
@@ -91,37 +91,8 @@ TYPES = {  # what `type=` of a flag may be
     "seed": number_type(int, 0, 2**63 - 1, "a whole number from 0 to 2^63 - 1"),
     "positive": number_type(float, math.nextafter(0, 1), sys.float_info.max, "a number above zero"),
     "fraction": number_type(float, 0, math.nextafter(1, 0), "a number from 0 to below 1"),
-    "folder name": folder_name,
+    "folder": folder_name,
 }
-
-
-def saved_settings(
-    settings: dict, parse_args: Callable[[list[str]], argparse.Namespace], run_dir: str
-) -> argparse.Namespace:
-    """Return the settings that a checkpoint holds, checked like those of a command line.
-
-    Raises InputError if they are not the settings of this program.
-    """
-    words = []
-    for name, value in settings.items():
-        flag = f"--{name}".replace("_", "-")
-        if value is None or value is False:
-            continue
-        if value is True:
-            words.append(flag)
-        else:
-            words += [f"{flag}={item}" for item in (value if isinstance(value, list) else [value])]
-    try:
-        args = parse_args(words)
-    except InputError:
-        args = None
-    if args is None or vars(args) != settings:
-        raise InputError(
-            f"the checkpoint in {run_dir!r} has other settings than this version of the program: "
-            "start a new run"
-        )
-    args.resume = run_dir
-    return args
 
 
 def hyperparameters(run: Run) -> dict[str, str | bool | int | float]:
@@ -154,6 +125,6 @@ def settings_table(run: Run) -> list[tuple[str, object]]:
         ("processes", run.processes.count),
         ("PyTorch", f"{torch.__version__}, torchvision {torchvision.__version__}"),
         ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
-        ("command", command_line()),
+        ("command", start_command(*sys.argv[1:])),
         ("resume", resume_command(run.run_dir)),
     ]

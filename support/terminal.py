@@ -16,17 +16,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from tqdm import tqdm
 
 from support.device import device_errors
-from support.errors import InputError, NothingToDo, RunError, Stopped
-from support.processes import is_first, is_lost_process, under_torchrun
+from support.errors import InputError, LostProcessError, NothingToDo, RunError, Stopped
+from support.processes import lost_process, under_torchrun
 from support.run_dir import cannot_write, order_event_files
 
 if TYPE_CHECKING:
     from support.run import Run
 
 PROGRAM = "train_cifar.py"
+RANKS = "LOCAL_RANK", "RANK"  # among the processes of this machine, and of all, from torchrun
 STAND_IN_NOTE = (
     "NOTE: these images are the built-in SHAPES, not CIFAR-10: its figures do not apply."
 )
@@ -53,17 +55,17 @@ def exit_status(main: Callable[[list[str] | None], None]) -> Callable[[list[str]
         except InputError as error:
             return fail(2, f"error: {error}")
         except (RunError, OSError) as error:
-            return fail(1, f"failed: {error}")
+            # Each survivor tells of a lost process: the first may be the one.
+            return fail(1, f"failed: {error}", each=isinstance(error, LostProcessError))
         except Stopped as stop:
             say(str(stop))
             return 128 + stop.signum
         except KeyboardInterrupt:
             return fail(128 + signal.SIGINT, "interrupted")
         except RuntimeError as error:
-            if not is_lost_process(error):
+            if not lost_process(error):
                 raise
-            # The survivor reports it; rank 0 may be the one that died.
-            return complain(1, "failed: another process of this run has ended")
+            return fail(1, f"failed: {lost_process(error)}", each=True)
         return 0
 
     return run_main
@@ -71,9 +73,10 @@ def exit_status(main: Callable[[list[str] | None], None]) -> Callable[[list[str]
 
 def prepare_streams() -> None:
     """Make stdout and stderr usable, whatever the shell has done to them."""
+    rank = os.environ["RANK"] if under_torchrun() else "0"
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None or (name == "stdout" and not is_first()):  # closed; or not the speaker
+        if stream is None or (name == "stdout" and rank != "0"):  # closed; or not the speaker
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
         elif hasattr(stream, "reconfigure"):  # class names may not fit the terminal's encoding
             stream.reconfigure(errors="backslashreplace")
@@ -103,15 +106,16 @@ def progress_bar(title: str, unit: str, done: int, total: int) -> tqdm:
     return tqdm(total=total, initial=done, desc=title, unit=f" {unit}", disable=None, leave=False)
 
 
-def fail(status: int, message: str) -> int:
-    """Print one line on stderr, whatever the number of processes, and return the exit status."""
-    return complain(status, message) if is_first() else status
+def fail(status: int, message: str, each: bool = False) -> int:
+    """Print one line on stderr and return the exit status.
 
-
-def complain(status: int, message: str) -> int:
-    """Print one line on stderr, in this process, and return the exit status."""
-    with contextlib.suppress(OSError):  # stderr is closed or full: the status has to do
-        print(f"{PROGRAM}: {message}", file=sys.stderr, flush=True)
+    Of several processes the first on each machine does it, or each process.
+    """
+    local_rank, rank = (os.environ[name] if under_torchrun() else "0" for name in RANKS)
+    if each or local_rank == "0":
+        who = "" if rank == "0" else f"process {rank}: "
+        with contextlib.suppress(OSError):  # stderr is closed or full: the status has to do
+            print(f"{PROGRAM}: {who}{message}", file=sys.stderr, flush=True)
     return status
 
 
@@ -136,17 +140,19 @@ def in_progress(run: Run) -> Iterator[None]:
     say(f"device  {run.processes.device}")
     say(f"run     {run.run_dir}")
     say(f"watch   {watch}  (in a second terminal)")
-    if run.data.is_stand_in:
-        say(STAND_IN_NOTE)
-        say(PATIENCE_NOTE)
-    elif run.is_new and is_short(run):
-        say(short_run_note(run))
+    for note in notes(run):
+        say(note)
     order_event_files(run.run_dir)
     try:
-        with caught_signals() as run.signals, device_errors(run.processes.device):
+        with caught_signals(run.signals), device_errors(run.processes.device):
             yield
     except OSError as error:
         raise not_writable(run.run_dir, error) from error
+    except RuntimeError as error:
+        if not lost_process(error):
+            raise
+        resume = resume_command(run.run_dir)
+        raise LostProcessError(f"{lost_process(error)}; to resume: {resume}") from error
     finally:
         if run.writer:
             with contextlib.suppress(OSError):  # a full disk has been reported
@@ -161,12 +167,18 @@ def in_progress(run: Run) -> Iterator[None]:
     say(f"  {watch}")
 
 
-def is_short(run: Run) -> bool:
-    """Whether a run on the reader's own pictures has the default rate and too few steps for it."""
-    args = run.args
-    steps = args.epochs * len(run.data.train_loader)
-    by_default = args.lr == 0.001 and args.schedule == "constant"
-    return run.data.source != "cifar10" and by_default and steps < ENOUGH_STEPS
+def notes(run: Run) -> list[str]:
+    """What is worth knowing of a run before it trains, one line each."""
+    args, data = run.args, run.data
+    found = [STAND_IN_NOTE] if data.is_stand_in else []
+    slow = args.lr == 0.001 and args.schedule == "constant"
+    if slow and data.is_stand_in and args.batch_size == 4 and args.momentum == 0.9:
+        found.append(PATIENCE_NOTE)
+    own_pictures = data.source not in ("cifar10", "shapes")
+    if slow and own_pictures and run.is_new:
+        if args.epochs * len(data.train_loader) < ENOUGH_STEPS:
+            found.append(short_run_note(run))
+    return found
 
 
 def short_run_note(run: Run) -> str:
@@ -181,10 +193,23 @@ def short_run_note(run: Run) -> str:
     )
 
 
+def note_chance(accuracy: float, labels: torch.Tensor) -> None:
+    """Say so if a net has learned nothing that its accuracy (0 to 1) on labels (N,) shows.
+
+    Whoever always names the largest class is right as often as that class occurs; three standard
+    errors of that share are chance.
+    """
+    share = labels.bincount().max().item() / len(labels)
+    if accuracy <= share + 3 * math.sqrt(share * (1 - share) / len(labels)):
+        say(
+            f"NOTE: a test accuracy of {accuracy:.1%} is no better than naming always the largest "
+            f"class ({share:.1%}): docs/sick-runs.md says what it may be"
+        )
+
+
 @contextlib.contextmanager
-def caught_signals() -> Iterator[list[int]]:
+def caught_signals(caught: list[int]) -> Iterator[None]:
     """Collect the first Ctrl-C or SIGTERM instead of dying of it; a second one ends at once."""
-    caught: list[int] = []
     signums = signal.SIGINT, signal.SIGTERM
 
     def on_signal(signum: int, frame: object) -> None:
@@ -194,7 +219,7 @@ def caught_signals() -> Iterator[list[int]]:
 
     before = {signum: signal.signal(signum, on_signal) for signum in signums}
     try:
-        yield caught
+        yield
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
@@ -209,15 +234,17 @@ def quote(text: str | Path) -> str:
 def start_command(*words: str) -> str:
     """A command line that starts this program with other words, from the same folder."""
     if under_torchrun():
-        program = ["torchrun", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"]
+        get = os.environ.get
+        program = ["torchrun", f"--nproc_per_node={get('LOCAL_WORLD_SIZE')}"]
+        if get("GROUP_WORLD_SIZE", "1") != "1":  # of machines: this is the line for this one
+            program += [f"--nnodes={get('GROUP_WORLD_SIZE')}", f"--node_rank={get('GROUP_RANK')}"]
+            program += [
+                f"--master_addr={get('MASTER_ADDR')}",
+                f"--master_port={get('MASTER_PORT')}",
+            ]
     else:
         program = [Path(sys.executable).stem or "python"]
     return " ".join(map(quote, [*program, sys.argv[0], *words]))
-
-
-def command_line() -> str:
-    """The command line that started this program."""
-    return start_command(*sys.argv[1:])
 
 
 def resume_command(run_dir: Path) -> str:
@@ -229,5 +256,7 @@ def resume_command(run_dir: Path) -> str:
 
 def not_writable(run_dir: Path, error: OSError) -> RunError:
     """The error of a run whose folder cannot be written to."""
-    command = resume_command(run_dir)
-    return RunError(f"{cannot_write(run_dir, error)}; when that is fixed, resume with {command}")
+    next_step = f"when that is fixed, resume with {resume_command(run_dir)}"
+    if not run_dir.is_dir():
+        next_step = "the run folder is gone: bring it back and resume, or start a new run"
+    return RunError(f"{cannot_write(run_dir, error)}; {next_step}")

@@ -21,7 +21,7 @@ from test_faults import Vanished
 import train_cifar
 from support.checkpoint import load_checkpoint
 from support.errors import InputError
-from support.processes import local_device
+from support.processes import Processes, place
 
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("this PyTorch has no gloo", allow_module_level=True)
@@ -145,6 +145,7 @@ BAD = [
 def test_bad_input_is_told_once(words, tmp_path, bad):
     log_dir = tmp_path / "runs"
     (log_dir / "is there").mkdir(parents=True)
+    (log_dir / "is there" / "a file").touch()
     line = bad if "--resume" in bad else [*words, "--log-dir", log_dir, *bad]
     assert statuses(two(line, tmp_path / "output")) == [2, 2]
     (error,) = complaints(tmp_path / "output")
@@ -162,8 +163,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(InputError, match="2 processes on a machine with 1 GPU"):
-        local_device(torch.device("cuda"))
-    assert local_device(torch.device("cpu")) == torch.device("cpu")
+        place(Processes(1, 2, torch.device("cpu")), torch.device("cuda"))
 
 
 # ---------------------------------------------------------------------------------------- one end
@@ -214,7 +214,9 @@ def test_a_process_that_dies_ends_the_other(words, tmp_path, of_two, death):
     assert found.pop(dead) == -signal.SIGKILL
     assert found == [1]
     (error,) = complaints(tmp_path / "output")
-    assert error == "train_cifar.py: failed: another process of this run has ended"
+    who = "" if dead == 1 else "process 1: "
+    assert error.startswith(f"train_cifar.py: {who}failed: another process of this run has ended")
+    assert ("to resume: torchrun " in error) == ("reading" not in death)
     if "epoch" in death:
         assert_goes_on(tmp_path / "run", of_two)
 
@@ -225,7 +227,8 @@ def test_a_disk_fault_of_the_first_ends_all(words, tmp_path):
     vanish = [Fault("support.run.Run.save", Vanished(run_dir), 1)]
     assert statuses(two(line, tmp_path / "output", vanish, [])) == [1, 1]
     first, second = sorted(complaints(tmp_path / "output"))
-    assert "another process" in first and f"cannot write to {str(run_dir)!r}" in second
+    assert f"cannot write to {str(run_dir)!r}" in first
+    assert second.startswith("train_cifar.py: process 1: failed: another process")
 
 
 def test_torchrun_ends_with_an_error_when_a_process_dies(words, tmp_path):

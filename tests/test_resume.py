@@ -1,6 +1,5 @@
 """A run that was killed goes on as if nothing had happened; what is no run of ours is refused."""
 
-import argparse
 import os
 import pickle
 import random
@@ -8,7 +7,6 @@ import re
 import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +14,6 @@ import pytest
 import torch
 from conftest import CLASSES, read_scalars, same_weights
 from forked import Fault, arrange, finish, interrupt, kill, resume, settings, start, train
-from hypothesis import example, given
-from hypothesis import settings as examples
-from hypothesis import strategies as st
 from loaders import in_python_loader, in_rust_loader, open_run
 from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -28,18 +23,10 @@ import train_cifar
 from model import Net
 from support import checkpoint
 from support.checkpoint import load_checkpoint, save_checkpoint
-from support.run import Run
+from support.run import Run, load_run
 from support.run_dir import LOCK_NAME, lock_run_dir
-from support.settings import folder_name, saved_settings
 
 STEPS_PER_EPOCH = 15
-
-
-def is_folder_name(text: str) -> bool:
-    try:
-        return folder_name(text) == text
-    except argparse.ArgumentTypeError:
-        return False
 
 
 KILLS = 20
@@ -235,16 +222,17 @@ def test_a_kill_at_the_worst_places_changes_nothing(image_folder, log_dir, place
         assert len(tables.Tensors(tag)) == 1
 
 
-def test_a_run_killed_before_its_first_checkpoint_can_be_started_again(
-    image_folder, tmp_path, capsys
-):
+def test_a_run_killed_before_its_first_checkpoint_can_be_started_again(image_folder, tmp_path):
+    """Under the same name: the folder holds nothing that anybody would miss."""
     arguments = settings(image_folder, tmp_path, "--views", "notes", "--epochs", 1)
     run_dir = tmp_path / "run"
-    early = Fault("support.state.save_checkpoint", kill)
-    assert train(arguments, run_dir, early).status == -signal.SIGKILL
-    finished = train(arguments, run_dir)
-    assert finished.status == 2 and "choose another --run-name\n" in finished.output
-    assert train(arguments, tmp_path / "another").status == 0
+    for early in (
+        Fault("support.run.save_checkpoint", kill),
+        Fault("support.checkpoint.os.replace", kill),
+    ):
+        assert train(arguments, run_dir, early).status == -signal.SIGKILL
+        assert run_dir.is_dir()
+    assert train(arguments, run_dir).status == 0
 
 
 def test_a_run_goes_on_at_the_very_batch(image_folder, tmp_path, monkeypatch):
@@ -277,24 +265,6 @@ def test_a_run_goes_on_at_the_very_batch(image_folder, tmp_path, monkeypatch):
     assert all(map(torch.equal, batches, expected))
 
 
-def clock_set_back() -> None:
-    """Set the clock back by an hour, for Python alone."""
-    now = time.time
-    time.time = lambda: now() - 3600
-
-
-def test_a_clock_that_was_set_back_hides_nothing(image_folder, tmp_path):
-    """TensorBoard reads event files in the order of the times in their names."""
-    arguments = settings(image_folder, tmp_path, "--views", "notes", "--report-every", 40)
-    run_dir, whole = tmp_path / "killed", tmp_path / "whole"
-    assert train(arguments, run_dir, KillAt(12, 200)).status == -signal.SIGKILL
-    watching = open_run(run_dir)
-    in_python_loader(watching)
-    assert resume(run_dir, clock_set_back).status == 0
-    assert train(arguments, whole).status == 0
-    assert in_python_loader(watching) == assert_same_run(run_dir, whole)
-
-
 def test_a_resumed_run_does_not_count_the_skipping(image_folder, tmp_path, monkeypatch):
     """Each batch takes one second from the loader; those done before do not count."""
     clock = [0.0]
@@ -318,42 +288,24 @@ def test_a_resumed_run_does_not_count_the_skipping(image_folder, tmp_path, monke
 
 # --------------------------------------------------------------------------------------- settings
 
-VALUES = {  # values of each setting that a run can be started with
-    "--epochs": st.integers(1, 10**9),
-    "--batch-size": st.integers(1, 10**9),
-    "--lr": st.floats(0, exclude_min=True, allow_infinity=False),
-    "--momentum": st.floats(0, 1, exclude_max=True),
-    "--schedule": st.sampled_from(["constant", "onecycle"]),
-    "--augment": st.none(),
-    "--seed": st.integers(0, 2**63 - 1),
-    "--device": st.text(st.characters(codec="utf-8", exclude_characters="\0")),
-    "--data": st.text(st.characters(codec="utf-8", exclude_characters="\0")),
-    "--data-dir": st.text(st.characters(codec="utf-8", exclude_characters="\0")),
-    "--mirror": st.text(st.characters(codec="utf-8", exclude_characters="\0")),
-    "--train-images": st.integers(1, 10**9),
-    "--wrong-labels": st.floats(0, 1, exclude_max=True),
-    "--log-dir": st.text(st.characters(codec="utf-8", exclude_characters="\0")),
-    "--run-name": st.from_regex(r"[-\w ,.]*\w", fullmatch=True).filter(is_folder_name),
-    "--report-every": st.integers(1, 10**9),
-    "--views": st.sampled_from(["all", "notes"]),
-}
-WORD = st.sampled_from(list(VALUES)).flatmap(
-    lambda flag: VALUES[flag].map(lambda value: flag if value is None else f"{flag}={value}")
-)
+EVERY_KIND = """--epochs=3 --lr=5e-324 --momentum=0 --augment --seed=9223372036854775807
+--data-dir=雪 --mirror=http://a --mirror=http://b --train-images=7 --wrong-labels=0.1
+--run-name=-x""".split()
 
 
-@examples(max_examples=500, deadline=None)
-@given(st.lists(WORD))
-@example(["--momentum=0"])
-def test_any_setting_survives_save_and_resume(words):
+@pytest.mark.parametrize("words", [[], EVERY_KIND])
+def test_settings_survive_save_and_resume(tmp_path, words):
     args = train_cifar.parse_args(words)
-    saved = saved_settings(vars(args).copy(), train_cifar.parse_args, "a run")
-    assert vars(saved) == vars(args) | {"resume": "a run"}
+    state = {"settings": vars(args), "progress": {"finished": False}}
+    save_checkpoint(tmp_path, state)
+    loaded, _ = load_run(train_cifar.parse_args(["--resume", str(tmp_path)]))
+    assert vars(loaded) == vars(args) | {"resume": str(tmp_path)}
 
 
-def test_every_setting_is_tried_above():
-    flags = {f"--{name}".replace("_", "-") for name in vars(train_cifar.parse_args([]))}
-    assert flags == VALUES.keys() | {"--resume"}
+def test_settings_of_another_version_are_refused(run_dir, capsys):
+    state = load_checkpoint(run_dir)
+    save_checkpoint(run_dir, state | {"settings": state["settings"] | {"new": 1}})
+    assert "other settings" in refuse(run_dir, capsys)
 
 
 # ---------------------------------------------------------------------------- one run, one process
@@ -373,7 +325,7 @@ def test_of_two_resumes_at_once_one_goes_on(run_dir, stopped_run, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     outputs = [tmp_path / "one", tmp_path / "other"]
     both = [
-        start(["--resume", run_dir], output, Fault("train_cifar.Run.start", MeetAt(pipe, mode)))
+        start(["--resume", run_dir], output, Fault("support.run.lock_run_dir", MeetAt(pipe, mode)))
         for output, pipe, mode in zip(outputs, [tmp_path / "pipe"] * 2, "rw", strict=True)
     ]
     ends = [finish(process, output) for process, output in zip(both, outputs, strict=True)]
@@ -495,9 +447,26 @@ def test_a_flipped_bit_in_a_checkpoint_is_refused(run_dir, capsys):
     assert "checksum" in refuse(run_dir, capsys)
 
 
-def test_a_checkpoint_of_another_net_is_refused(run_dir, capsys):
+def other_classes(state: dict) -> None:
+    state["net"] = Net(7).state_dict()
+
+
+def other_order(state: dict) -> None:
+    """As if `fc1` and `fc2` had changed places in `Net`: the optimizer counts by place."""
+    names = sorted(state["net"], key=lambda name: name.replace("fc1", "fc3"))
+    state["net"] = {name: state["net"][name] for name in names}
+
+
+def other_momentum(state: dict) -> None:
+    state["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(1)
+
+
+@pytest.mark.parametrize("change", [other_classes, other_order, other_momentum])
+def test_a_checkpoint_of_another_net_is_refused(run_dir, capsys, change):
+    """PyTorch itself takes the last two: fused SGD would then read past the end of a buffer."""
     state = load_checkpoint(run_dir)
-    save_checkpoint(run_dir, state | {"net": Net(7).state_dict()})
+    change(state)
+    save_checkpoint(run_dir, state)
     assert "does not fit the net" in refuse(run_dir, capsys)
 
 
@@ -540,50 +509,3 @@ def test_code_in_a_checkpoint_is_not_run(run_dir, tmp_path, capsys, way):
     assert not trap.exists()
     torch.load(path, weights_only=False) if way == "torch.save" else pickle.loads(path.read_bytes())
     assert trap.exists()  # it would have been
-
-
-STRANGE = [None, "text", -1, 0.5, [], {}, {"a": {1: [None]}}, torch.tensor([torch.nan])]
-
-
-def spoiled(state: dict):
-    """Copies of a state in each of which one value has become a strange one, or is missing."""
-    for key, value in state.items():
-        without = {other: state[other] for other in state if other != key}
-        yield f"{key} missing", without
-        for strange in STRANGE:
-            yield f"{key} = {strange}", state | {key: strange}
-        if key in ("settings", "net", "progress"):
-            for what, inner in spoiled(value):
-                yield f"{key}: {what}", state | {key: inner}
-
-
-def test_strange_content_of_a_checkpoint_never_gives_a_traceback(
-    run_dir, image_folder, monkeypatch, capsys
-):
-    """It is refused, or it is something that a run can go on with."""
-    parts = train_cifar.read_source(str(image_folder), Path(), ())
-    monkeypatch.setattr(train_cifar, "read_source", lambda *_: parts)
-    monkeypatch.setattr(train_cifar, "evaluate", lambda *_: pytest.fail("two batches are enough"))
-
-    def stop_if_asked(run):
-        run.signals += [signal.SIGTERM] * (run.progress.batch % 8 == 1)
-        original(run)
-
-    original = Run.stop_if_asked
-    monkeypatch.setattr(Run, "stop_if_asked", stop_if_asked)
-    refused = []
-    for what, state in spoiled(load_checkpoint(run_dir)):
-        torch.save(state, run_dir / checkpoint.FILE_NAME)
-        try:
-            status = train_cifar.main(["--resume", str(run_dir)])
-        except SystemExit as exit:  # of the parser
-            status = exit.code
-        except Exception as error:
-            raise AssertionError(f"{what} gives {error!r}") from error
-        errors = capsys.readouterr().err.splitlines()
-        assert status in (0, 1, 2, 143), what
-        assert not errors if status in (0, 143) else errors[-1].startswith("train_cifar.py: "), what
-        refused += [what] * (status == 2)
-    for name in [*checkpoint.KEYS, "settings: lr", "progress: step", "net: fc3.bias"]:
-        assert {f"{name} missing", f"{name} = None", f"{name} = text"} <= set(refused)
-    assert "progress: batch = -1" in refused

@@ -45,6 +45,7 @@ ALL_VIEWS = NOTES_VIEWS | {
     "training progress/gradient norm": REPORTS,
     **{f"weights/{name}": REPORTS for name in LARGE},
     **{f"gradients/{name}": REPORTS for name in LARGE},
+    "training batch": [5],  # the first report's
     "test/confusion matrix": EPOCHS,
     "what the net sees/filters": EPOCHS,
     "what the net sees/feature maps": EPOCHS,
@@ -84,9 +85,15 @@ def test_one_flag_turns_it_down_to_the_notes_five_views(image_folder, tmp_path, 
     assert same_weights(run_dir, tiny_run)  # the views do not touch the training
 
 
-def test_a_partial_window_is_logged_too(image_folder, tmp_path):
+def test_every_report_averages_as_many_batches_over_the_end_of_an_epoch(image_folder, tmp_path):
+    """The reports at the end of an epoch, too: 15 is no multiple of 6."""
+    each = run_tiny(image_folder, tmp_path, "--report-every", "8", "--views", "notes")
+    losses = [loss for _, loss in read_scalars(each)["training loss"]]
     run_dir = run_tiny(image_folder, tmp_path, "--report-every", "48", "--views", "notes")
-    assert steps_by_tag(run_dir)["training loss"] == [6, 12, 15, 21, 27, 30]
+    reports = read_scalars(run_dir)["training loss"]
+    assert [step for step, _ in reports] == [6, 12, 15, 21, 27, 30]
+    for step, loss in reports:
+        assert loss == pytest.approx(np.mean(losses[step - 6 : step]), rel=1e-6)
 
 
 def test_the_losses_are_those_of_the_plain_loop_of_the_notes(image_folder, tmp_path):
@@ -176,7 +183,7 @@ def test_two_runs_of_the_same_second_get_two_directories(tmp_path, monkeypatch):
             return cls(2026, 1, 2, 3, 4, 5)
 
     monkeypatch.setattr(support.run_dir, "datetime", Clock)
-    names = [support.run_dir.make_run_dir(str(tmp_path), None, "").name for _ in range(3)]
+    names = [support.run_dir.make_run_dir(str(tmp_path), None, "")[0].name for _ in range(3)]
     assert names == ["0102-030405", "0102-030405_2", "0102-030405_3"]
 
 
@@ -350,6 +357,21 @@ def test_a_stop_while_steps_are_profiled_leaves_no_profile_running(image_folder,
     run_tiny(image_folder, tmp_path)  # profiles again, which fails while another profile runs
 
 
+def test_a_stop_before_the_report_that_shows_it_does_not_lose_the_table(image_folder, tmp_path):
+    def stop_at_step_16(run: Run) -> None:
+        run.signals += [signal.SIGTERM] * (run.progress.step == 16)
+        original(run)
+
+    original = Run.stop_if_asked
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "stop_if_asked", stop_at_step_16)
+        arguments = ["--data", image_folder, "--log-dir", tmp_path, "--batch-size", 8]
+        arguments += ["--report-every", 40, "--run-name", "stopped"]
+        assert train_cifar.main([str(word) for word in arguments]) == 128 + signal.SIGTERM
+    assert train_cifar.main(["--resume", str(tmp_path / "stopped")]) == 0
+    assert len(read_events(tmp_path / "stopped")["where the time goes/text_summary"]) == 1
+
+
 def stop_at_step_7(run: Run) -> None:
     if run.progress.step == 7:
         raise Stopped(signal.SIGTERM, "stopped")
@@ -413,4 +435,4 @@ def test_a_short_run_is_told_the_command_that_suits(tmp_path, capsys, monkeypatc
     enough = [["--lr", "0.002"], ["--schedule", "onecycle"], ["--epochs", "400"]]
     for more in enough if count == 60 else []:
         assert train_cifar.main([*words, *more]) == 0
-        assert "NOTE" not in capsys.readouterr().out
+        assert "too few" not in capsys.readouterr().out

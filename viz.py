@@ -1,12 +1,10 @@
 """One function per TensorBoard view; each takes the writer, what it shows, and the step.
 
-Nothing here reads a global, a file or a run: writer, net, images and class names are passed in, so
-that every function can be lifted into the training of any image classifier. Tensors may be on any
-device and of any type; what does not fit ends in a ValueError, see `take_in`. Shapes: B images in a
-batch, N samples, C classes; images are (B, 1 or 3, H, W) of any size. `norm` is the mean and the
-standard deviation that they were normalised with, numbers or one for each channel: (0.5, 0.5) after
-Normalize(0.5, 0.5). The file goes from tab to tab; then come what is taken in, how figures are
-drawn, and how the graph is drawn.
+Nothing here reads a global, a file or a run: every function can be lifted into the training of any
+image classifier. Tensors may be on any device and of any type; `take_in` says what else is wanted.
+Shapes: B images in a batch, N samples, C classes; images are (B, 1 or 3, H, W) of any size. `norm`
+is the mean and standard deviation that they were normalised with, numbers or one for each channel.
+The file goes from tab to tab; then come what is taken in, how figures, and how the graph is drawn.
 """
 
 import contextlib
@@ -30,7 +28,7 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.plugins.hparams.api_pb2 import Status
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import SummaryWriter as Writer
 from torch.utils.tensorboard.summary import hparams
 
 RIGHT, WRONG = "green", "red"
@@ -45,7 +43,8 @@ MARKUP = re.compile(r"[\\`*_\[\]<>&|]")  # what Markdown would interpret
 
 Channels = float | Sequence[float]  # one number for all channels, or one for each
 Norm = tuple[Channels, Channels]  # mean and standard deviation
-Names = Sequence[str]  # of the classes, in the order of the labels
+HALF = (0.5, 0.5)  # those of Normalize(0.5, 0.5)
+Names = Sequence[str]  # of the classes in the order of the labels, of colours
 
 # Class names may be Chinese, for which DejaVu has no glyphs: any of these helps where installed.
 # (Matplotlib before 3.11 sees only the first font of a collection: Noto's is the Japanese one.)
@@ -60,15 +59,13 @@ CJK_FONTS = (
 
 
 # ---------------------------------------------------------------------- SCALARS, CUSTOM SCALARS
-
-
-def add_training_loss(writer: SummaryWriter, loss: float, step: int) -> None:
+def add_training_loss(writer: Writer, loss: float, step: int) -> None:
     """SCALARS: the mean loss of the batches since the last report."""
     writer.add_scalar("training loss", loss, step)
 
 
 def add_training_scalars(
-    writer: SummaryWriter, net: nn.Module, lr: float, images_per_second: float, step: int
+    writer: Writer, net: nn.Module, lr: float, images_per_second: float, step: int
 ) -> None:
     """SCALARS: what explains the course of the loss, and how fast it goes.
 
@@ -85,13 +82,13 @@ def add_training_scalars(
         writer.add_scalar("training progress/gradient norm", norm, step)
 
 
-def add_test_scalars(writer: SummaryWriter, loss: float, accuracy: float, step: int) -> None:
+def add_test_scalars(writer: Writer, loss: float, accuracy: float, step: int) -> None:
     """SCALARS: mean loss and accuracy (0 to 1) over the test images."""
     writer.add_scalar("test/loss", loss, step)
     writer.add_scalar("test/accuracy", accuracy, step)
 
 
-def add_layout(writer: SummaryWriter) -> None:
+def add_layout(writer: Writer) -> None:
     """CUSTOM SCALARS: training and test loss on one chart, the learning rate on another.
 
     TensorBoard gives a run one colour: its two losses differ by the marks on their points. Call it
@@ -105,15 +102,8 @@ def add_layout(writer: SummaryWriter) -> None:
 
 
 # --------------------------------------------------------------------------------------- IMAGES
-
-
 def add_image_grid(
-    writer: SummaryWriter,
-    images: Tensor,
-    labels: Tensor,
-    classes: Names,
-    step: int = 0,
-    norm: Norm = (0.5, 0.5),
+    writer: Writer, images: Tensor, labels: Tensor, classes: Names, step: int = 0, norm: Norm = HALF
 ) -> None:
     """IMAGES: training images (B, 1 or 3, H, W) with the names of their labels (B,)."""
     names, images, labels = take_in(classes, images=images, labels=labels)
@@ -123,12 +113,7 @@ def add_image_grid(
 
 
 def add_batch(
-    writer: SummaryWriter,
-    images: Tensor,
-    labels: Tensor,
-    classes: Names,
-    step: int,
-    norm: Norm = (0.5, 0.5),
+    writer: Writer, images: Tensor, labels: Tensor, classes: Names, step: int, norm: Norm = HALF
 ) -> None:
     """IMAGES: a batch (B, 1 or 3, H, W) with labels (B,), as the training loop has it.
 
@@ -156,12 +141,9 @@ def images_to_probs(net: nn.Module, images: Tensor, classes: Names = ()) -> tupl
 
 
 def plot_classes_preds(
-    net: nn.Module, images: Tensor, labels: Tensor, classes: Names, norm: Norm = (0.5, 0.5)
+    net: nn.Module, images: Tensor, labels: Tensor, classes: Names, norm: Norm = HALF
 ) -> Figure:
-    """Draw images (B, 1 or 3, H, W) with predicted class, its probability, and label (B,).
-
-    The title is green where the prediction is right and red where it is wrong.
-    """
+    """Draw images (B, 1 or 3, H, W) titled with prediction and label (B,), green where right."""
     preds, probs = images_to_probs(net, images, classes)
     names, images, labels = take_in(classes, images=images, labels=labels)
     return plot_predictions(images, preds, probs, labels, names, norm=norm)
@@ -178,13 +160,13 @@ def plot_predictions(images, preds, probs, labels, names: list[str], **style) ->
 
 
 def add_predictions(
-    writer: SummaryWriter,
+    writer: Writer,
     net: nn.Module,
     images: Tensor,
     labels: Tensor,
     classes: Names,
     step: int,
-    norm: Norm = (0.5, 0.5),
+    norm: Norm = HALF,
 ) -> None:
     """IMAGES: what the net now predicts for a batch of images, and what they are."""
     figure = plot_classes_preds(net, images, labels, classes, norm)
@@ -201,13 +183,13 @@ def worst_mistakes(probs: Tensor, labels: Tensor, count: int) -> list[int]:
 
 
 def add_mistakes(
-    writer: SummaryWriter,
+    writer: Writer,
     images: Tensor,
     probs: Tensor,
     labels: Tensor,
     classes: Names,
     step: int,
-    norm: Norm = (0.5, 0.5),
+    norm: Norm = HALF,
 ) -> None:
     """IMAGES: wrongly classified images (B, 1 or 3, H, W) with predicted and true class.
 
@@ -225,7 +207,7 @@ def add_mistakes(
 
 @rc_context(STYLE)
 def add_confusion_matrix(
-    writer: SummaryWriter, probs: Tensor, labels: Tensor, classes: Names, step: int
+    writer: Writer, probs: Tensor, labels: Tensor, classes: Names, step: int
 ) -> None:
     """IMAGES: how many images of each true class (row) were taken for each class (column).
 
@@ -244,7 +226,9 @@ def add_confusion_matrix(
     pixels = F.interpolate(pixels[None], scale_factor=cell)[0]
     fig = pixel_figure(F.pad(pixels, (margin, 0, margin, 0), value=1.0))
 
-    write_text(fig, GAP, GAP, "true class ↓\npredicted class →", va="top", ha="left")
+    corner = "true class ↓\npredicted class →"
+    corner += "" if cell >= 10 else f"\n{len(names):,} classes,\ntoo many for names"
+    write_text(fig, GAP, GAP, corner, va="top", ha="left")
     middles = [margin + cell * (index + 0.5) for index in range(size)]
     named = map(shorten, names) if cell >= 10 else ()
     for middle, name in zip(middles, named, strict=False):
@@ -259,7 +243,7 @@ def add_confusion_matrix(
     add_figure(writer, "test/confusion matrix", fig, step)
 
 
-def add_filters(writer: SummaryWriter, conv: nn.Conv2d, step: int) -> None:
+def add_filters(writer: Writer, conv: nn.Conv2d, step: int) -> None:
     """IMAGES: the filters (K, 1 or 3, H, W) of a convolution, each in its own contrast.
 
     Where it has other than 1 or 3 input channels, each channel of a filter is an image of its own.
@@ -275,7 +259,7 @@ def add_filters(writer: SummaryWriter, conv: nn.Conv2d, step: int) -> None:
 
 
 def add_feature_maps(
-    writer: SummaryWriter, conv: nn.Conv2d, image: Tensor, step: int, norm: Norm = (0.5, 0.5)
+    writer: Writer, conv: nn.Conv2d, image: Tensor, step: int, norm: Norm = HALF
 ) -> None:
     """IMAGES: one image (1 or 3, H, W), then what each filter of a first layer answers to it.
 
@@ -297,9 +281,7 @@ def add_feature_maps(
 
 
 # ---------------------------------------------- GRAPHS, HISTOGRAMS, DISTRIBUTIONS, PR CURVES
-
-
-def add_net_graph(writer: SummaryWriter, net: nn.Module, images: Tensor) -> None:
+def add_net_graph(writer: Writer, net: nn.Module, images: Tensor) -> None:
     """GRAPHS: the layers of `net` and the shapes between them, for images (B, ...).
 
     Where it cannot be drawn, a warning says why: no picture is worth a training run.
@@ -313,7 +295,7 @@ def add_net_graph(writer: SummaryWriter, net: nn.Module, images: Tensor) -> None
         writer._get_file_writer().add_event(Event(graph_def=graph.SerializeToString()))
 
 
-def add_histograms(writer: SummaryWriter, net: nn.Module, step: int) -> None:
+def add_histograms(writer: Writer, net: nn.Module, step: int) -> None:
     """HISTOGRAMS and DISTRIBUTIONS: weights and gradients of every layer.
 
     Left out are parameters with fewer values than a histogram has bins, such as the six biases of
@@ -326,19 +308,17 @@ def add_histograms(writer: SummaryWriter, net: nn.Module, step: int) -> None:
                 add_histogram(writer, f"gradients/{name}", parameter.grad, step)
 
 
-def add_histogram(writer: SummaryWriter, tag: str, values: Tensor, step: int) -> None:
-    """HISTOGRAMS: the finite values of a tensor of any shape; nothing where there are none.
-
-    The writer's own method fails where a value is NaN, and counts in the precision of the values.
-    """
+def add_histogram(writer: Writer, tag: str, values: Tensor, step: int) -> None:
+    """HISTOGRAMS: the finite values of a tensor; the writer's own method fails where one is NaN."""
     values = values.detach().cpu()
     finite = values[values.isfinite()]
     if finite.numel() > 0:
+        # In half precision not even the counts would be right.
         writer.add_histogram(tag, finite.double(), step, bins=BINS)
 
 
 def add_pr_curve_tensorboard(
-    writer: SummaryWriter,
+    writer: Writer,
     class_index: int,
     test_probs: Tensor,
     test_labels: Tensor,
@@ -357,7 +337,7 @@ def add_pr_curve_tensorboard(
 
 
 def add_pr_curves(
-    writer: SummaryWriter, test_probs: Tensor, test_labels: Tensor, classes: Names, step: int
+    writer: Writer, test_probs: Tensor, test_labels: Tensor, classes: Names, step: int
 ) -> None:
     """PR CURVES: one curve for each class."""
     names, probs, labels = take_in(classes, probs=test_probs, labels=test_labels)
@@ -366,11 +346,7 @@ def add_pr_curves(
 
 
 # --------------------------------------------------------------------- TEXT, HPARAMS, PROJECTOR
-
-
-def add_table(
-    writer: SummaryWriter, tag: str, rows: Sequence[Sequence[object]], step: int = 0
-) -> None:
+def add_table(writer: Writer, tag: str, rows: Sequence[Sequence[object]], step: int = 0) -> None:
     """TEXT: rows of anything as a table; the first row is the heading.
 
     Every cell appears as it is: what Markdown would format, such as `__init__`, is escaped.
@@ -422,14 +398,12 @@ def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
     `average_precision_score`; samples with the same score count as one threshold.
     """
     order = np.argsort(-scores, kind="stable")
-    hits = truth[order].cumsum()
-    last_of_score = np.append(np.diff(scores[order]) != 0, True)
-    hits, taken = hits[last_of_score], np.flatnonzero(last_of_score) + 1
-    gained = np.diff(hits, prepend=0)
-    return float((gained * hits / taken).sum() / max(truth.sum(), 1))
+    (last,) = np.append(np.diff(scores[order]) != 0, True).nonzero()  # of each score
+    hits = truth[order].cumsum()[last]
+    return float((np.diff(hits, prepend=0) * hits / (last + 1)).sum() / max(truth.sum(), 1))
 
 
-def add_hparams_start(writer: SummaryWriter, settings: Mapping[str, object]) -> None:
+def add_hparams_start(writer: Writer, settings: Mapping[str, object]) -> None:
     """HPARAMS: the settings of this run, one row of the table; what is no number is shown as text.
 
     `SummaryWriter.add_hparams` would open a second run and an Experiment record, which hides runs
@@ -444,7 +418,7 @@ def add_hparams_start(writer: SummaryWriter, settings: Mapping[str, object]) -> 
     writer._get_file_writer().add_summary(session_start)  # opened again, if it was closed
 
 
-def add_hparams_end(writer: SummaryWriter, failed: bool = False) -> None:
+def add_hparams_end(writer: Writer, failed: bool = False) -> None:
     """HPARAMS: mark this run's row as finished, or as failed."""
     _, _, session_end = hparams({}, {})
     if failed:  # PyTorch knows success only
@@ -456,38 +430,31 @@ def add_hparams_end(writer: SummaryWriter, failed: bool = False) -> None:
 
 
 def add_projector(
-    writer: SummaryWriter,
+    writer: Writer,
     features: Tensor,
     images: Tensor,
     labels: Tensor,
     classes: Names,
     step: int,
-    norm: Norm = (0.5, 0.5),
+    norm: Norm = HALF,
 ) -> None:
     """PROJECTOR: features (N, D) with class names, and images (N, 1 or 3, H, W) as thumbnails.
 
     Call it once for a run: a second call is listed beside the first, even for the same step.
     """
-    names, images, labels, features = take_in(
-        classes, images=images, labels=labels, features=features
-    )
+    names, images, labels, rows = take_in(classes, images=images, labels=labels, features=features)
     # Packing the thumbnails into a PNG takes most of the time: smaller ones save half of it.
     thumbnails = unnormalize(fit(images, 20), norm)
     height, width = thumbnails.shape[2:]  # TensorBoard takes squares only
     squares = F.pad(thumbnails, (0, 20 - width, 0, 20 - height), value=1.0)
     metadata = [names[label] for label in labels.tolist()]
-    writer.add_embedding(features, metadata, squares, global_step=step, tag="features")
+    writer.add_embedding(rows, metadata, squares, global_step=step, tag="features")
 
 
 # ------------------------------------------------------------------------------ what is taken in
-
-
 KINDS = {  # of what is taken in: what is wanted, and its check, for C classes
     "images": ("(N, 1 or 3, H, W)", lambda x, c: x.dim() == 4 and x.shape[1] in (1, 3)),
-    "labels": (
-        "(N,) whole, 0 to C - 1",
-        lambda x, c: x.dim() == 1 and x.equal(x.round().clamp(0, c - 1)),
-    ),
+    "labels": ("(N,) 0 to C - 1", lambda x, c: x.dim() == 1 and x.equal(x.round().clamp(0, c - 1))),
     "probs": ("(N, C) from 0 to 1", lambda x, c: x.shape[1:] == (c,) and x.equal(x.clamp(0, 1))),
     "scores": ("(N, C) without NaN", lambda x, c: x.shape[1:] == (c,) and not x.isnan().any()),
     "logits": ("(N, C)", lambda x, c: x.shape[1:] == (c,)),
@@ -508,15 +475,16 @@ def take_in(classes: Names, **given: object) -> list:
         try:
             tensor = torch.as_tensor(value, device="cpu").detach().cpu()
         except (TypeError, ValueError, RuntimeError):
-            tensor = torch.empty(())  # which is never right
+            tensor = torch.empty(0, 0)  # which is never right
         tensor = tensor if kind == "images" else tensor.float()
         count = len(taken[0]) if taken else max([1, *tensor.shape[:1]])
         columns = columns or max([2, *tensor.shape[1:]])
         if not (fits(tensor, columns) and len(tensor) == count):
-            spread = f" from {tensor.min():.6g} to {tensor.max():.6g}" if tensor.numel() else ""
-            seen = f"{type(value).__name__} of shape {tuple(tensor.shape)}{spread}"
-            wanted = f"{wanted}, where N is {count} and C is {columns}"
-            raise ValueError(f"{kind}: wanted is {wanted}; given is a {seen}")
+            seen = f"given is a {type(value).__name__}"
+            if tensor.numel() > 0:
+                low, high = tensor.min(), tensor.max()
+                seen += f" of shape {tuple(tensor.shape)} from {low:.6g} to {high:.6g}"
+            raise ValueError(f"{kind}: {seen}; wanted is {wanted}, N = {count}, C = {columns}")
         taken.append(tensor.long() if kind == "labels" else tensor)
     return [names, *taken]
 
@@ -556,15 +524,9 @@ def as_in_a_test(net: nn.Module, images: Tensor) -> Iterator[tuple[nn.Module, Te
 
 
 # ------------------------------------------------------------------------ how figures are drawn
-
-
 @rc_context(STYLE)
 def matplotlib_imshow(
-    images: Tensor,
-    titles: Sequence[str] = (),
-    colors: Sequence[str] = (),
-    norm: Norm = (0.5, 0.5),
-    heading: str = "",
+    images: Tensor, titles: Names = (), colors: Names = (), norm: Norm = HALF, heading: str = ""
 ) -> Figure:
     """Draw images (B, 1 or 3, H, W) in their own colours, 64 at most, in rows of up to eight.
 
@@ -588,10 +550,7 @@ def matplotlib_imshow(
 
 
 def unnormalize(images: Tensor, norm: Norm) -> Tensor:
-    """Turn normalised images (B, 1 or 3, H, W) into RGB (B, 3, H, W) in [0, 1].
-
-    A warning says where `norm` cannot be what they were normalised with.
-    """
+    """Turn normalised images (B, 1 or 3, H, W) into RGB (B, 3, H, W) in [0, 1]; check `norm`."""
     mean, std = (torch.as_tensor(v, device="cpu").float().view(-1, 1, 1) for v in norm)
     pixels = images * std + mean
     low, high = images.min().item(), images.max().item()
@@ -605,10 +564,7 @@ def unnormalize(images: Tensor, norm: Norm) -> Tensor:
 
 
 def fit(images: Tensor, side: int) -> Tensor:
-    """Scale images (B, C, H, W) so that the longer side of them has at most `side` pixels.
-
-    Small ones grow by a whole number: each pixel becomes a square.
-    """
+    """Scale images (B, C, H, W) to at most `side` pixels a side, small ones by a whole number."""
     longest = max(images.shape[2:])
     scale = side // longest or side / longest
     size = [max(1, round(length * scale)) for length in images.shape[2:]]
@@ -633,7 +589,7 @@ def write_text(fig: Figure, x: float, y: float, text: str, va: str = "bottom", *
 
 
 @rc_context(STYLE)
-def add_figure(writer: SummaryWriter, tag: str, figure: Figure, step: int) -> None:
+def add_figure(writer: Writer, tag: str, figure: Figure, step: int) -> None:
     """IMAGES: a Matplotlib figure."""
     with warnings.catch_warnings():
         # A character that no font has becomes a box: `chinese_fonts` says so once for all.
@@ -671,8 +627,6 @@ def display_width(text: str) -> int:
 
 
 # ----------------------------------------------------------------------- how the graph is drawn
-
-
 def net_graph(net: nn.Module, images: Tensor) -> GraphDef:
     """Draw the operations of `net` that torch.export finds, each in the box of its layer.
 
@@ -681,9 +635,11 @@ def net_graph(net: nn.Module, images: Tensor) -> GraphDef:
     """
     with as_in_a_test(net, images) as (net, images), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The tensor attribute.* assigned during export")
-        for layer in net.modules():  # a hook of the reader's must not see what has no numbers
-            layer._forward_hooks = torchs_own(layer._forward_hooks)
-            layer._forward_pre_hooks = torchs_own(layer._forward_pre_hooks)
+        for layer in net.modules():  # what has no numbers is not for hooks, but torch's own
+            for table in ("_forward_hooks", "_forward_pre_hooks"):
+                hooks = getattr(layer, table).items()
+                own = {k: h for k, h in hooks if getattr(h, "__module__", "").startswith("torch.")}
+                setattr(layer, table, own)
         program = torch.export.export(net, (images,), strict=False)
     # Of the nodes that are the net's own tensors: their names, such as "conv1.weight"; else None.
     weights = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs}
@@ -708,11 +664,6 @@ def net_graph(net: nn.Module, images: Tensor) -> GraphDef:
         text = f"layers that run under autocast, or such, are not in the graph but inside {closed}"
         warnings.warn(text, stacklevel=3)
     return graph
-
-
-def torchs_own(hooks: Mapping[int, object]) -> dict[int, object]:
-    """Hooks that are part of a layer, for torch itself has put them there: spectral_norm does."""
-    return {k: h for k, h in hooks.items() if getattr(h, "__module__", "").startswith("torch.")}
 
 
 def graph_name(net: nn.Module, node: torch.fx.Node, weight: str | None) -> str:

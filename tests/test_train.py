@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from model import Net
 from support.checkpoint import load_checkpoint
 from support.errors import InputError, Stopped
 from support.run import Run
+from support.terminal import PATIENCE_NOTE, note_chance, notes
 
 SCRIPT = Path(train_cifar.__file__)
 REPORTS = [5, 10, 15, 20, 25, 30]  # 15 batches an epoch, a report every 5
@@ -412,6 +414,31 @@ def test_the_defaults_are_the_notes():
     assert (args.epochs, args.batch_size, args.lr, args.momentum) == (2, 4, 0.001, 0.9)
     assert args.report_every == 2000 * 4
     assert (args.schedule, args.augment, args.views) == ("constant", False, "all")
+
+
+# ---------------------------------------------------------------------------------------- notes
+
+
+@pytest.mark.parametrize(
+    ("labels", "accuracy", "noted"),
+    [
+        (torch.arange(100) % 10, 0.19, True),  # a share of 0.1, with a standard error of 0.03
+        (torch.arange(100) % 10, 0.20, False),
+        (torch.arange(100) // 60, 0.74, True),  # 0.6 and 0.049
+        (torch.arange(100) // 60, 0.75, False),
+    ],
+)
+def test_a_net_no_better_than_chance_is_noted(capsys, labels, accuracy, noted):
+    note_chance(accuracy, labels)
+    assert ("NOTE: a test accuracy of" in capsys.readouterr().out) == noted
+
+
+@pytest.mark.parametrize("more", [[], ["--batch-size=32"], ["--lr=0.1"], ["--schedule=onecycle"]])
+def test_patience_is_asked_for_with_the_defaults_only(more):
+    loader = [None] * 25_000
+    shapes = data.Data(loader, loader, [], "shapes", True)
+    run = SimpleNamespace(args=train_cifar.parse_args(more), data=shapes, is_new=True)
+    assert (PATIENCE_NOTE in notes(run)) == (more == [])
 
 
 # ------------------------------------------------------------------------------- small sets

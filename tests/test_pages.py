@@ -38,7 +38,7 @@ from support import cifar10, mirrors, shapes
 from support.errors import InputError
 from support.profiler import TRACE_NAME
 
-MAX_LINES = {"README.md": 450, "README.zh-CN.md": 450}
+MAX_LINES = {"README.md": 450, "README.zh-CN.md": 450}  # of the others 600
 MAX_PICTURE_BYTES, MAX_MOVIE_BYTES = 300_000, 1_500_000
 TENSORBOARD_FLAGS = {"--port", "--samples_per_plugin"}  # named in the text
 

@@ -31,7 +31,7 @@ last checkpoint stays whole, and `--resume` goes on from it.
 | **the disk** | | |
 | full or read-only, at an event, a checkpoint, the last views | 1 and a line; goes on when it is mended | `test_faults.test_a_disk_that_takes_no_more_ends_the_run` |
 | a limit of file sizes | the same | `test_faults.test_a_file_that_may_not_grow_ends_the_run` |
-| the run directory vanishes, or a file is in its place | 1 and a line | `test_faults.test_a_run_directory_that_vanishes_ends_the_run` |
+| the run folder vanishes, or a file is in its place | 1 and a line that says it is gone | `test_faults.test_a_run_directory_that_vanishes_ends_the_run` |
 | nobody reads stdout (`head`) | 1 and a line; can be resumed | `test_faults.test_output_that_nobody_reads_ends_the_run` |
 | stdout is on a full device | 1 and a line that names it; can be resumed | `test_faults.test_output_that_cannot_be_written_is_named` |
 | stdout or stderr is closed | the run goes on | `test_faults.test_closed_and_full_streams_give_no_traceback` |
@@ -96,7 +96,7 @@ last checkpoint stays whole, and `--resume` goes on from it.
 | links, links in a circle, to nothing; pipes | followed; end; named | `test_folder.test_links_are_followed_and_loops_end`, `test_folder.test_links_to_nothing_and_pipes_are_named` |
 | Chinese names, in whatever locale | read | `test_folder.test_chinese_classes_are_read_in_whatever_locale` |
 | Chinese names and spaces | read | `test_folder.test_chinese_names_and_spaces` |
-| hidden files | skipped | `test_folder.test_hidden_files_and_those_of_windows_are_skipped` |
+| hidden files, and what is no picture by its ending | skipped; the latter in a line | `test_folder.test_hidden_files_are_skipped_without_a_word`, `test_folder.test_what_is_no_picture_by_its_ending_is_skipped_in_one_line` |
 | what may not be read or listed | named | `test_folder.test_a_file_that_may_not_be_read_is_named`, `test_folder.test_a_folder_that_cannot_be_listed` |
 | any folder at all | images, or one line | `test_folder.test_any_folder_gives_data_or_a_data_error` |
 """  # noqa: E501

@@ -246,3 +246,74 @@ def test_torchrun_ends_with_an_error_when_a_process_dies(words, tmp_path):
     assert "SIGKILL" in done.stderr  # torchrun's own report
     (run_dir,) = (tmp_path / "runs").iterdir()
     assert load_checkpoint(run_dir)["progress"]["step"] == 2
+
+
+# ------------------------------------------------------------------------------------ two machines
+
+HOSTS = {"here": "10.77.0.1", "there": "10.77.0.2"}  # network namespaces joined by a cable
+
+
+def ip(*words: str) -> bool:
+    return subprocess.run(["ip", *words], capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def hosts() -> list[str]:
+    """Two machines, as far as the network can tell."""
+    if not shutil.which("ip") or not ip("netns", "add", "here"):
+        pytest.skip("network namespaces cannot be made here (it takes root and ip, on Linux)")
+    assert ip("netns", "add", "there")
+    assert ip(*"link add cable netns here type veth peer name cable netns there".split())
+    for host, address in HOSTS.items():
+        assert ip("-n", host, "addr", "add", f"{address}/24", "dev", "cable")
+        assert ip("-n", host, "link", "set", "cable", "up")
+        assert ip("-n", host, "link", "set", "lo", "up")
+    yield list(HOSTS)
+    for host in HOSTS:
+        ip("netns", "del", host)
+
+
+def on_both(hosts: list[str], script: Path, words: Sequence[object], folder: Path) -> list[str]:
+    """Run torchrun on both machines, each in a folder of its own; returns what each said."""
+    processes = []
+    for rank, host in enumerate(hosts):
+        (folder / host).mkdir(exist_ok=True)
+        command = ["ip", "netns", "exec", host, sys.executable, "-m", "torch.distributed.run"]
+        command += ["--nnodes=2", f"--node_rank={rank}", "--nproc_per_node=1"]
+        command += [f"--master_addr={HOSTS['here']}", "--master_port=29511"]
+        path = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+        processes.append(
+            subprocess.Popen(
+                [*command, script, *map(str, words)],
+                cwd=folder / host,
+                env=os.environ | path | {"GLOO_SOCKET_IFNAME": "cable"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                encoding="utf-8",
+            )
+        )
+    return [process.communicate(timeout=HANG)[0] for process in processes]
+
+
+def test_two_machines_are_stopped_by_one_and_go_on_together(hosts, words, tmp_path):
+    """Only the first has the run folder; the second gets settings and state from it."""
+    script = tmp_path / "pressed.py"
+    script.write_text(
+        "import os, sys, forked, train_cifar\n"
+        "if os.environ['RANK'] == '1' and '--resume' not in sys.argv:\n"
+        "    forked.arrange(forked.Fault('support.run.to_channels_last', forked.interrupt, 3))\n"
+        "sys.exit(train_cifar.main())\n"
+    )
+    first, _ = on_both(hosts, script, [*words, "--run-name", "run"], tmp_path)
+    assert "stopped by SIGTERM; to resume:" in first
+    assert re.search(r"torchrun .*--node_rank=0 .*--master_addr=10.77.0.1 .*--resume", first)
+    run_dir = tmp_path / "here" / "runs" / "run"
+    assert load_checkpoint(run_dir)["progress"]["step"] == 8  # of 16
+    first, _ = on_both(hosts, script, ["--resume", "runs/run"], tmp_path)
+    assert "finished in" in first
+    assert not (tmp_path / "there" / "runs").exists()
+    assert train([*words, "--log-dir", tmp_path], tmp_path / "one").status == 0
+    one, other = load_checkpoint(tmp_path / "one"), load_checkpoint(run_dir)
+    for name, weights in one["net"].items():
+        np.testing.assert_allclose(other["net"][name], weights, rtol=1e-3, atol=1e-5, err_msg=name)

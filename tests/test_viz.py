@@ -13,6 +13,7 @@ import torch
 from conftest import read_events
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matplotlib import rc_context
 from PIL import Image
 from sklearn import metrics
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -607,6 +608,377 @@ def test_tensors_on_another_device_are_moved(writer, move, labels_too):
     viz.add_histogram(writer, "probabilities", probs, 1)
     viz.add_projector(writer, probs, images, labels, TEN, 1)
     assert len(written(writer)) == 5 + len(TEN) + 1
+
+
+# ------------------------------------------------------ lifted: what other people's training brings
+
+
+class SmallNet(torch.nn.Module):
+    """A net for colour images of any size."""
+
+    def __init__(self, outputs: int = 10):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+        self.fc = torch.nn.Linear(4, outputs)
+
+    def forward(self, images):
+        return self.fc(self.conv(images).relu().mean(dim=(2, 3)))
+
+
+class Giving(SmallNet):
+    """A net that gives what `form` makes of its logits."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.form = form
+
+    def forward(self, images):
+        return self.form(super().forward(images))
+
+
+def eight_images() -> torch.Tensor:
+    return torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.float64, torch.bool])
+def test_labels_and_probabilities_of_any_type_give_the_same_report(dtype):
+    probs, labels = predictions(50, 2)
+    expected = viz.class_report(probs, labels, TEN[:2])
+    assert viz.class_report(probs.double().requires_grad_(), labels.to(dtype), TEN[:2]) == expected
+    assert viz.class_report(probs.numpy(), labels.tolist(), TEN[:2]) == expected
+    rounded = probs.bfloat16()
+    assert viz.class_report(rounded, labels, TEN[:2]) == viz.class_report(
+        rounded.float(), labels, TEN[:2]
+    )
+
+
+def test_a_hundred_classes_in_bytes_are_on_the_diagonal(writer, monkeypatch):
+    drawn = drawn_figures(monkeypatch)
+    labels = torch.arange(100, dtype=torch.uint8)
+    viz.add_confusion_matrix(writer, torch.eye(100), labels, [str(i) for i in range(100)], 1)
+    cells = drawn[0].images[0].get_array()[176 + 5 :: 10, 176 + 5 :: 10]
+    np.testing.assert_allclose(cells[range(100), range(100)], viz.BLUE.expand(100, 3), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (lambda labels: labels[:, None], r"labels: given is a Tensor of shape \(20, 1\) from 0 to"),
+        (
+            lambda labels: torch.nn.functional.one_hot(labels, 3),
+            r"labels: .* \(20, 3\) from 0 to 1",
+        ),
+        (lambda labels: labels + 1, r"from 1 to 3; wanted is \(N,\) 0 to C - 1, N = 20, C = 3"),
+        (lambda labels: torch.where(labels == 0, -100, labels), "from -100 to 2"),
+        (lambda labels: labels + 0.5, "from 0.5 to 2.5"),
+        (lambda labels: labels[:19], r"shape \(19,\) .* N = 20"),
+        (lambda labels: {"labels": labels}, "labels: given is a dict; wanted"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(writer, wrong, message):
+    probs, labels = predictions(20, 3)
+    labels = wrong(labels)
+    names = TEN[:3]
+    for view in (
+        lambda: viz.class_report(probs, labels, names),
+        lambda: viz.worst_mistakes(probs, labels, 4),
+        lambda: viz.add_confusion_matrix(writer, probs, labels, names, 1),
+        lambda: viz.add_pr_curves(writer, probs, labels, names, 1),
+        lambda: viz.add_projector(writer, probs, torch.zeros(20, 3, 8, 8), labels, names, 1),
+        lambda: viz.add_image_grid(writer, torch.zeros(20, 3, 8, 8), labels, names),
+    ):
+        with pytest.raises(ValueError, match=message):
+            view()
+    assert not written(writer)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (lambda probs: probs.log(), r"probs: .* from -.*; wanted is \(N, C\) from 0 to 1"),
+        (lambda probs: probs[:, :2], r"\(20, 2\) .* C = 3"),
+        (lambda probs: probs / 0 * 0, "from nan to nan"),
+        (lambda probs: (probs, probs), "given is a tuple; wanted"),
+    ],
+)
+def test_probabilities_that_do_not_fit_are_refused(writer, wrong, message):
+    probs, labels = predictions(20, 3)
+    with pytest.raises(ValueError, match=message):
+        viz.add_pr_curves(writer, wrong(probs), labels, TEN[:3], 1)
+    assert not written(writer)
+
+
+def test_a_confusion_matrix_takes_logits_too_but_not_nan(writer, monkeypatch):
+    drawn = drawn_figures(monkeypatch)
+    probs, labels = predictions(50, 4)
+    for scores in (probs, probs.log()):
+        viz.add_confusion_matrix(writer, scores, labels, TEN[:4], 1)
+    first, second = (figure.images[0].get_array() for figure in drawn)
+    np.testing.assert_array_equal(first, second)
+    with pytest.raises(ValueError, match="scores: .* without NaN"):
+        viz.add_confusion_matrix(writer, probs * float("nan"), labels, TEN[:4], 1)
+
+
+@pytest.mark.parametrize(
+    "net, message",
+    [
+        (SmallNet(1), r"logits: given is a Tensor of shape \(8, 1\) .* C = 10"),
+        (SmallNet(1000), r"\(8, 1000\)"),
+        (Giving(lambda logits: {"logits": logits}), "given is a dict"),
+        (Giving(lambda logits: (logits, logits)), "given is a tuple"),
+    ],
+)
+def test_nets_that_give_no_logits_are_refused(writer, net, message):
+    with pytest.raises(ValueError, match=message):
+        viz.add_predictions(writer, net, eight_images(), torch.arange(8), TEN, 1)
+
+
+@pytest.mark.parametrize("shape", [(8, 16, 16, 3), (8, 4, 16, 16), (3, 16, 16)])
+def test_what_is_no_batch_of_images_is_refused(writer, shape):
+    with pytest.raises(ValueError, match=re.escape(f"images: given is a Tensor of shape {shape}")):
+        viz.add_image_grid(writer, torch.zeros(shape), torch.arange(8), TEN)
+
+
+def test_torchs_defaults_of_another_device_and_type_change_nothing(writer):
+    images, labels, net = eight_images(), torch.arange(8), SmallNet()
+    probs = torch.eye(10)[:8]
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.float64)
+    try:
+        viz.add_image_grid(writer, images, labels, TEN)
+        viz.add_predictions(writer, net, images, labels, TEN, 1)
+        viz.add_confusion_matrix(writer, probs, labels, TEN, 1)
+        viz.add_feature_maps(writer, net.conv, images[0], 1)
+        viz.add_projector(writer, probs, images, labels, TEN, 1)
+        viz.add_histograms(writer, net, 1)
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    assert len(written(writer)) == 5
+
+
+@pytest.mark.parametrize("low, high", [(-3e38, 3e38), (1e25, 2e25)])
+def test_histograms_of_a_wide_range_count_every_value(writer, low, high):
+    viz.add_histogram(writer, "wide", torch.linspace(0, 1, 1000) * (high / 2 - low / 2) + low, 0)
+    ((_, value),) = written(writer)["wide"]
+    assert tensor_util.make_ndarray(value.tensor)[:, 2].sum() == 1000
+
+
+STYLES = [
+    {"figure.facecolor": "black", "text.color": "white", "font.size": 20},
+    {"image.origin": "lower", "figure.dpi": 50, "savefig.dpi": 300},
+    {"text.usetex": True, "text.hinting": "none", "text.antialiased": False},
+]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_readers_matplotlib_style_changes_no_pixel(tmp_path, style):
+    probs, labels = predictions(50, 10)
+    images = torch.linspace(-1, 1, 16).view(1, 1, 16, 1).expand(50, 3, 16, 16)
+
+    def draw(name):
+        with SummaryWriter(tmp_path / name) as writer:
+            viz.add_confusion_matrix(writer, probs, labels, TEN, 1)
+            viz.add_mistakes(writer, images, probs, labels, TEN, 1)
+        events = read_events(tmp_path / name)
+        return {tag: value.tensor.string_val for tag, ((_, value),) in events.items()}
+
+    usual = draw("usual")
+    with rc_context(style):
+        assert draw("styled") == usual
+
+
+def test_a_closed_writer_opens_again_as_for_its_own_methods(tmp_path):
+    with SummaryWriter(tmp_path) as writer:
+        pass
+    viz.add_net_graph(writer, SmallNet(), eight_images())
+    writer.close()
+    viz.add_hparams_start(writer, {"lr": 0.1})
+    writer.close()
+    viz.add_hparams_end(writer)
+    writer.close()
+    assert {"_hparams_/session_start_info", "_hparams_/session_end_info"} <= set(
+        read_events(tmp_path)
+    )
+    files = sorted(tmp_path.iterdir())
+    assert any(event.graph_def for path in files for event in EventFileLoader(str(path)).Load())
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_gradients_that_are_gone_are_not_shown_as_zero(writer, set_to_none):
+    net = SmallNet()
+    net(eight_images()).sum().backward()
+    net.zero_grad(set_to_none=set_to_none)
+    with pytest.warns(match="no gradients: call this after backward and before zero_grad"):
+        viz.add_training_scalars(writer, net, 0.1, 1.0, 1)
+    assert set(written(writer)) == {
+        "training progress/learning rate",
+        "training progress/images per second",
+    }
+
+
+@pytest.mark.parametrize("value, dtype", [(1e25, torch.float32), (600, torch.float16)])
+def test_a_gradient_norm_does_not_overflow(writer, value, dtype):
+    net = torch.nn.Linear(200, 200, bias=False, dtype=dtype)
+    net.weight.grad = torch.full_like(net.weight, value)
+    viz.add_training_scalars(writer, net, 0.1, 1.0, 1)
+    ((_, event),) = written(writer)["training progress/gradient norm"]
+    assert event.tensor.float_val[0] == pytest.approx(value * 200, rel=1e-3)
+
+
+class Frozen(SmallNet):
+    """Its convolution is not trained, and says so in `forward`."""
+
+    def forward(self, images):
+        with torch.no_grad():
+            maps = self.conv(images).relu()
+        return self.fc(maps.mean(dim=(2, 3)))
+
+
+class Mixed(SmallNet):
+    """It goes into mixed precision by itself."""
+
+    def forward(self, images):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            maps = self.conv(images).relu()
+        return self.fc(maps.float().mean(dim=(2, 3)))
+
+
+def test_frozen_layers_are_in_the_graph_as_the_others(tmp_path, recwarn):
+    nodes = []
+    for net in (SmallNet(), Frozen()):
+        with SummaryWriter(tmp_path / type(net).__name__) as writer:
+            viz.add_net_graph(writer, net, eight_images())
+            nodes.append({name.partition("/")[2] for name in graph_nodes(writer)})
+    assert nodes[0] == nodes[1] and "conv Conv2d/conv2d" in nodes[0]
+    assert not recwarn.list
+
+
+def test_what_the_graph_does_not_show_is_said(writer):
+    with pytest.warns(match="under autocast, or such, are not in the graph but inside Mixed/"):
+        viz.add_net_graph(writer, Mixed(), eight_images())
+    assert "Mixed/fc Linear/linear" in graph_nodes(writer)
+
+
+def test_drawing_the_graph_leaves_hooks_and_what_layers_keep_real(writer, recwarn):
+    class Keeping(SmallNet):
+        def forward(self, images):
+            self.kept = self.conv(images)
+            return super().forward(images)
+
+    net, seen = Keeping(), []
+    net.conv.register_forward_hook(lambda layer, inputs, output: seen.append(output.mean()))
+    net.fc.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0].mean()))
+    viz.add_net_graph(writer, net, eight_images())
+    assert graph_nodes(writer) and not seen and not hasattr(net, "kept")
+    net(eight_images())
+    assert len(seen) == 3 and torch.stack(seen).isfinite().all()  # the hooks are on again
+    assert not recwarn.list
+
+
+def test_a_hook_of_torchs_own_is_part_of_the_layer(writer):
+    net = SmallNet()
+    torch.nn.utils.spectral_norm(net.conv)
+    net(eight_images())
+    viz.add_net_graph(writer, net, eight_images())
+    assert any(name.endswith("weight_orig") for name in graph_nodes(writer))
+    net(eight_images()).sum().backward()
+    assert net.conv.weight_orig.grad is not None
+
+
+@pytest.mark.parametrize(
+    "images, seen",
+    [
+        (((eight_images() + 1) * 127.5).byte(), "from 0 to 254"),
+        ((eight_images() + 1) * 127.5, "to 255"),
+        ((eight_images() + 1) / 2, "to 1 "),
+        (transforms.Normalize(*IMAGENET)((eight_images() + 1) / 2), "from -2.1"),
+    ],
+)
+def test_images_that_were_not_normalised_as_said_bring_a_warning(images, seen):
+    with pytest.warns(match=rf"images from .*{seen}.* not normalised with \(0.5, 0.5\)"):
+        viz.matplotlib_imshow(images)
+
+
+def test_images_of_three_types_are_drawn_alike(recwarn):
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    drawn = [
+        viz.matplotlib_imshow(images, norm=norm).images[0].get_array()
+        for images, norm in [
+            (pixels, (0, 1 / 255)),
+            (pixels / 255, (0, 1)),
+            (pixels / 127.5 - 1, (0.5, 0.5)),
+        ]
+    ]
+    np.testing.assert_allclose(drawn[0], drawn[1], atol=1e-6)
+    np.testing.assert_allclose(drawn[0], drawn[2], atol=1e-6)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("shape", [(3, 128, 64), (1, 32, 200), (3, 7, 300)])
+def test_every_view_takes_tall_and_wide_images(writer, shape):
+    channels, height, width = shape
+    images, labels = torch.rand(8, *shape) * 2 - 1, torch.arange(8)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(channels, 4, 3),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(4, 10),
+    )
+    probs = torch.eye(10)[[1, 2, 3, 4, 5, 6, 7, 8]]
+    viz.add_image_grid(writer, images, labels, TEN)
+    viz.add_batch(writer, images, labels, TEN, 1)
+    viz.add_predictions(writer, net, images, labels, TEN, 1)
+    viz.add_mistakes(writer, images, probs, labels, TEN, 1)
+    viz.add_feature_maps(writer, net[0], images[0], 1)
+    viz.add_projector(writer, probs, images, labels, TEN, 1)
+    assert len(written(writer)) == 5
+    (sprite,) = Path(writer.log_dir).glob("*/*/sprite.png")
+    first = np.asarray(Image.open(sprite))[:20, :20]
+    scale = 20 / max(height, width)
+    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    assert (first[rows:] == 255).all() and (first[:, columns:] == 255).all()
+    assert (first[:rows, :columns] < 255).mean() > 0.9
+
+
+def test_settings_are_shown_as_numbers_or_as_text(writer):
+    class Odd:
+        def __str__(self):
+            return "odd"
+
+    settings = {
+        "list": ([32, 64], "[32, 64]"),
+        "path": (Path("data"), "data"),
+        "none": (None, "None"),
+        "device": (torch.device("cpu"), "cpu"),
+        "object": (Odd(), "odd"),
+        "two values": (torch.tensor([1.0, 2.0]), "tensor([1., 2.])"),
+        "float32": (np.float32(0.5), 0.5),
+        "int64": (np.int64(3), 3.0),
+        "array": (np.array(2.5), 2.5),
+        "tensor": (torch.tensor(0.25, requires_grad=True), 0.25),
+        7: ("a number as name", "a number as name"),
+    }
+    viz.add_hparams_start(writer, {name: given for name, (given, _) in settings.items()})
+    ((_, start),) = written(writer)["_hparams_/session_start_info"]
+    content = HParamsPluginData.FromString(start.metadata.plugin_data.content)
+    stored = content.session_start_info.hparams
+    shown = {name: getattr(stored[name], stored[name].WhichOneof("kind")) for name in stored}
+    assert shown == {str(name): expected for name, (_, expected) in settings.items()}
+
+
+@pytest.mark.parametrize("third", ["crane", " crane", "crane\n"])
+def test_classes_of_one_name_are_numbered(writer, third):
+    probs, labels = predictions(60, 3)
+    expected = ["crane", "crane (2)", "crane (3)"]
+    names = ["crane", "crane (2)", third]
+    viz.add_pr_curves(writer, probs, labels, names, 1)
+    events = written(writer)
+    assert sorted(events) == [f"pr curve/{name}" for name in expected]
+    for index, name in enumerate(expected):
+        ((_, value),) = events[f"pr curve/{name}"]
+        assert tensor_util.make_ndarray(value.tensor)[0, 0] == (labels == index).sum()
+    assert [row[0] for row in viz.class_report(probs, labels, names)[1:]] == expected
 
 
 # ------------------------------------------------------------------------------ the other views

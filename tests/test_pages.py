@@ -34,7 +34,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import data
 import train_cifar
-from support import cifar10, mirrors, shapes
+from support import cifar10, mirrors, processes, shapes
 from support.errors import InputError
 from support.profiler import TRACE_NAME
 
@@ -50,6 +50,7 @@ QUANTITIES = {  # that were not measured by a benchmark, and what they are
     ("163", "MB"): "the archive of CIFAR-10: see test_quantities_of_the_text_are_the_programs",
     ("30", "seconds"): "the download's patience: the same test",
     ("5", "seconds"): "how often TensorBoard looks for new data: the same test",
+    ("120", "s"): "how long a step waits for another process: the same test",
     ("60", "%"): "100 % less the share of wrong labels: the same test",
     ("6", "GB"): "PyTorch and its CUDA packages, by `du` of a fresh environment",
     ("0.35", "GB"): "the archive and the unpacked files of CIFAR-10",
@@ -367,6 +368,7 @@ def test_quantities_of_the_text_are_the_programs(reader):
     assert round(cifar10.ARCHIVE_SIZE / 2**20) == 163
     assert mirrors.PATIENCE_S + mirrors.WINDOW_S <= 30
     assert reader.tensorboard(["--logdir", "runs"]).reload_interval == 5
+    assert processes.STEP_SECONDS == 120
     wrong = {code for name in ENGLISH for code in Page(name).codes if "--wrong-labels 0" in code}
     assert wrong == {"--wrong-labels 0.4"}  # 60 % are right
 

@@ -14,6 +14,15 @@ ALL_THREADS = torch.get_num_threads()  # before `tune_cpu` changes it
 SMALL_BATCH = 8  # images; up to here one CPU thread is faster than several
 
 
+def check_pytorch() -> None:
+    """Raise InputError if PyTorch is older than requirements.txt says."""
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
+        raise InputError(
+            f"PyTorch {torch.__version__} is too old, 2.6 or later is needed: "
+            "pip install -U torch torchvision"
+        )
+
+
 def choose_device(name: str) -> torch.device:
     """Turn `--device` into a device; raises InputError if it does not work here.
 

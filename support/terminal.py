@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
-from support.device import device_errors
+from support.device import check_pytorch, device_errors
 from support.errors import InputError, LostProcessError, NothingToDo, RunError, Stopped
 from support.processes import lost_process, under_torchrun
 from support.run_dir import cannot_write, order_event_files
@@ -47,8 +47,12 @@ def exit_status(main: Callable[[list[str] | None], None]) -> Callable[[list[str]
     @functools.wraps(main)
     def run_main(argv: list[str] | None = None) -> int:
         prepare_streams()
+        before = threading.excepthook, sys.argv
         threading.excepthook = report_thread_error
+        if argv is not None and not hasattr(sys.modules["__main__"], "__file__"):  # in a notebook
+            sys.argv = [PROGRAM, *argv]  # for the commands that are printed
         try:
+            check_pytorch()
             main(argv)
         except NothingToDo as reason:
             say(str(reason))
@@ -66,6 +70,8 @@ def exit_status(main: Callable[[list[str] | None], None]) -> Callable[[list[str]
             if not lost_process(error):
                 raise
             return fail(1, f"failed: {lost_process(error)}", each=True)
+        finally:
+            threading.excepthook, sys.argv = before
         return 0
 
     return run_main
@@ -209,13 +215,25 @@ def note_chance(accuracy: float, labels: torch.Tensor) -> None:
 
 @contextlib.contextmanager
 def caught_signals(caught: list[int]) -> Iterator[None]:
-    """Collect the first Ctrl-C or SIGTERM instead of dying of it; a second one ends at once."""
-    signums = signal.SIGINT, signal.SIGTERM
+    """Collect the first Ctrl-C, SIGTERM or hang-up instead of dying of it; a second ends at once.
+
+    A hang-up that is ignored stays so (nohup); outside the main thread nobody can catch signals.
+    """
+    signums = [signal.SIGINT, signal.SIGTERM]
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hang_up and signal.getsignal(hang_up) != signal.SIG_IGN:
+        signums.append(hang_up)
+    if threading.current_thread() is not threading.main_thread():
+        signums = []
+    terminals = [stream for stream in (1, 2) if os.isatty(stream)]
 
     def on_signal(signum: int, frame: object) -> None:
         caught.append(signum)
-        for signum in signums:
-            signal.signal(signum, signal.SIG_DFL)
+        for other in signums:
+            signal.signal(other, signal.SIG_DFL)
+        if signum == hang_up:  # printing to a lost terminal would fail
+            for stream in terminals:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
     before = {signum: signal.signal(signum, on_signal) for signum in signums}
     try:

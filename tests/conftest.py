@@ -1,7 +1,6 @@
 """What the test files share: a tiny folder of images, a run on it, and a reader of event files."""
 
 import os
-import threading
 from collections import defaultdict
 from pathlib import Path
 
@@ -94,9 +93,8 @@ def same_weights(one: Path, other: Path) -> bool:
 @pytest.fixture(autouse=True)
 def as_before():
     """Undo what training sets for the whole process."""
-    threads, excepthook = torch.get_num_threads(), threading.excepthook
+    threads = torch.get_num_threads()
     yield
-    threading.excepthook = excepthook
     torch.set_num_threads(threads)
     torch.backends.mkldnn.set_flags(True)
     torch.set_flush_denormal(False)

@@ -55,6 +55,10 @@ def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def hang_up() -> None:
+    os.kill(os.getpid(), signal.SIGHUP)
+
+
 def terminate() -> None:
     """Do what `kill` does on the command line."""
     os.kill(os.getpid(), signal.SIGTERM)

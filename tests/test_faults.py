@@ -12,6 +12,9 @@ last checkpoint stays whole, and `--resume` goes on from it.
 | a stop in the middle of an epoch | goes on at the next batch | `test_resume.test_a_run_goes_on_at_the_very_batch` |
 | Ctrl-C or SIGTERM, in training, views, evaluation, a save | saved, flushed; the resume command; 130 or 143 | `test_faults.test_a_signal_saves_and_says_how_to_go_on` |
 | a signal after the last epoch | the run ends as usual | `test_faults.test_a_signal_after_the_last_batch_lets_the_run_end` |
+| a lost connection (SIGHUP), a closed terminal | saved, 129; with nohup it goes on | `test_faults.test_a_signal_saves_and_says_how_to_go_on`, `test_faults.test_a_terminal_that_is_closed_saves_the_run`, `test_faults.test_nohup_keeps_a_run_going` |
+| `main()` in a notebook, or in another thread | prints commands that work; trains | `test_faults.test_in_a_notebook_the_commands_name_the_script`, `test_faults.test_another_thread_trains_without_signals` |
+| PyTorch is older than 2.6 | one line, 2 | `test_faults.test_a_pytorch_that_is_too_old_is_refused` |
 | a second signal | ends at once; the last checkpoint is whole | `test_faults.test_a_second_signal_ends_at_once` |
 | a signal while images are read | ends; nothing was made | `test_faults.test_a_signal_while_images_are_read_leaves_nothing` |
 | **what is to be resumed** | | |
@@ -109,15 +112,18 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from conftest import same_weights
 from forked import (
     Fault,
     Finished,
     finish,
+    hang_up,
     interrupt,
     resume,
     settings,
@@ -136,6 +142,7 @@ import train_cifar
 from support.checkpoint import load_checkpoint
 from support.errors import NothingToDo
 from support.run import Run
+from support.terminal import exit_status, resume_command, start_command
 
 
 @pytest.fixture(scope="module")
@@ -181,15 +188,20 @@ MOMENTS = {
 
 @pytest.mark.parametrize(
     ("press", "moment"),
-    [*((interrupt, moment) for moment in MOMENTS), (terminate, "in an epoch")],
+    [
+        *((interrupt, moment) for moment in MOMENTS),
+        (terminate, "in an epoch"),
+        (hang_up, "in an epoch"),
+    ],
 )
 def test_a_signal_saves_and_says_how_to_go_on(image_folder, tmp_path, whole, moment, press):
     place, call, step = MOMENTS[moment]
     run_dir = tmp_path / "a run"
     finished = train(arguments(image_folder, run_dir), run_dir, Fault(place, press, call))
-    assert finished.status == {interrupt: 130, terminate: 143}[press]
+    assert finished.status == {interrupt: 130, terminate: 143, hang_up: 129}[press]
     *_, said, command = finished.output.splitlines()
-    assert said == f"stopped by {'SIGINT' if press is interrupt else 'SIGTERM'}; to resume:"
+    name = {interrupt: "SIGINT", terminate: "SIGTERM", hang_up: "SIGHUP"}[press]
+    assert said == f"stopped by {name}; to resume:"
     assert command == f"  python train_cifar.py --resume '{run_dir}'"
     assert "Traceback" not in finished.output
     assert load_checkpoint(run_dir)["progress"]["step"] == step
@@ -197,6 +209,63 @@ def test_a_signal_saves_and_says_how_to_go_on(image_folder, tmp_path, whole, mom
     for tag, points in expected.items():  # all that was to be shown so far
         assert shown.get(tag, []) == [point for point in points if point[0] <= step], tag
     assert_goes_on(run_dir, whole)
+
+
+@pytest.mark.skipif(not hasattr(os, "forkpty"), reason="needs a terminal")
+def test_a_terminal_that_is_closed_saves_the_run(image_folder, tmp_path):
+    run_dir = tmp_path / "run"
+    process, terminal = os.forkpty()
+    if process == 0:
+        words = map(str, [*arguments(image_folder, run_dir), "--epochs", 100])
+        os._exit(train_cifar.main([*words, "--run-name", "run"]))
+    shown = b""
+    while b"epoch 2/100" not in shown:
+        shown += os.read(terminal, 1000)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 129
+    progress = load_checkpoint(run_dir)["progress"]
+    assert progress["step"] >= 15 and not progress["finished"]
+
+
+def test_nohup_keeps_a_run_going(image_folder, tmp_path):
+    run_dir = tmp_path / "run"
+    fault = Fault("support.run.to_channels_last", hang_up, 9)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the child has it from here
+    try:
+        assert train(arguments(image_folder, run_dir), run_dir, fault).status == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_another_thread_trains_without_signals(image_folder, tmp_path):
+    words, statuses = list(map(str, arguments(image_folder, tmp_path / "run"))), []
+    thread = threading.Thread(target=lambda: statuses.append(train_cifar.main(words)))
+    thread.start()
+    thread.join()
+    assert statuses == [0]
+
+
+def test_in_a_notebook_the_commands_name_the_script(monkeypatch, capsys):
+    @exit_status
+    def main(argv: list[str]) -> None:
+        print(resume_command(Path("runs/x")), start_command(*sys.argv[1:]), sep="\n")
+
+    before = ["/usr/lib/ipykernel_launcher.py", "-f", "kernel.json"], threading.excepthook
+    monkeypatch.setattr(sys, "argv", before[0])
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    assert main(["--epochs", "1"]) == 0
+    resume_line, command = capsys.readouterr().out.splitlines()
+    assert resume_line.endswith(" train_cifar.py --resume runs/x")
+    assert command.endswith(" train_cifar.py --epochs 1")
+    assert (sys.argv, threading.excepthook) == before  # what it has replaced is put back
+
+
+@pytest.mark.parametrize("version", ["2.5.1+cu124", "1.13.1"])
+def test_a_pytorch_that_is_too_old_is_refused(monkeypatch, capsys, tmp_path, version):
+    monkeypatch.setattr(torch, "__version__", version)
+    assert train_cifar.main(["--log-dir", str(tmp_path / "runs")]) == 2
+    assert f"PyTorch {version} is too old, 2.6 or later is needed" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_signal_after_the_last_batch_lets_the_run_end(image_folder, tmp_path):

@@ -8,6 +8,7 @@ for rounding. Only the process of rank 0 reads images and checkpoints, prints, a
 """
 
 import os
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from typing import NamedTuple
@@ -18,7 +19,8 @@ import torch.distributed as dist
 from support.errors import InputError, NothingToDo
 
 STEP_SECONDS = 120  # how long a process waits for the others in a step of training
-PATIENCE = timedelta(hours=2)  # and for rank 0, which may have to download the images
+VIEWS_SECONDS = 600  # and for rank 0, while it draws or saves
+PATIENCE = timedelta(hours=2)  # or downloads the images
 
 
 class Processes(NamedTuple):
@@ -99,9 +101,10 @@ def broadcast_from_first(do: Callable[[], object], processes: Processes):
 
 
 def wait_for_first(processes: Processes) -> None:
-    """Let the others wait until rank 0 comes here, however long it draws or saves."""
+    """Let the others wait until rank 0, which draws or saves, comes here."""
     if processes.count > 1:
-        dist.barrier(group=processes.patient)
+        seconds = STEP_SECONDS if processes.rank == 0 else VIEWS_SECONDS
+        dist.monitored_barrier(processes.patient, timedelta(seconds=seconds))
 
 
 def all_reduce_sum(tensor: torch.Tensor, processes: Processes) -> torch.Tensor:
@@ -113,8 +116,9 @@ def all_reduce_sum(tensor: torch.Tensor, processes: Processes) -> torch.Tensor:
 
 def lost_process(error: RuntimeError) -> str | None:
     """What has happened to another process if that made a joint operation fail, else None."""
-    if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+    text = str(error)
+    if not isinstance(error, dist.DistError) and not re.search("gloo|monitoredBarrier", text):
         return None
-    if "timed out" in str(error).lower():
+    if re.search("timed out|Barrier in [0-9]+ ms", text, re.IGNORECASE):
         return f"another process of this run has not answered for {STEP_SECONDS} s"
     return "another process of this run has ended"

@@ -22,6 +22,7 @@ from support import shapes
 from support.cifar10 import fetch_cifar10
 from support.errors import InputError
 from support.folder import read_folder
+from support.terminal import say
 
 SIZE = 32  # height and width of every image
 PAD = 4  # black pixels added on each side before a random crop
@@ -83,6 +84,35 @@ class ImageDataset(Dataset):
         augment = None if self.augment is None else generator
         return ImageDataset(self.images, self.labels, self.classes, augment).batch(picked)
 
+    def rows(self, indices: torch.Tensor) -> ImageDataset:
+        """The data set of the images at `indices`, int64 (B,), alone."""
+        return ImageDataset(self.images[indices], self.labels[indices], self.classes, self.augment)
+
+    def hold_back(self, count: int, seed: int) -> tuple[ImageDataset, ImageDataset]:
+        """The images without `count` of them, picked at random, and those: the same for a seed.
+
+        Where a class is missing from either, a line says so.
+
+        Raises:
+            InputError: no image would be left.
+        """
+        if count >= len(self):
+            raise InputError(
+                f"--validation {count} leaves none of the {len(self)} training images: "
+                "hold back fewer"
+            )
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        held = self.rows(order[:count])
+        if count == 0:
+            return self, held
+        rest = self.rows(order[count:])
+        for part, images in (("held back", held), ("left to train on", rest)):
+            missing = sorted(set(range(len(self.classes))) - set(images.labels.tolist()))
+            if missing:
+                names = ", ".join(repr(self.classes[label]) for label in missing)
+                say(f"NOTE: of the {len(images):,} images {part}, none is of {names}")
+        return rest, held
+
     def subset(self, count: int | None, seed: int) -> ImageDataset:
         """The first `count` images of a shuffle, the same ones for a seed; None for all.
 
@@ -95,8 +125,8 @@ class ImageDataset(Dataset):
             raise InputError(
                 f"--train-images {count} is more than the {len(self)} training images: take fewer"
             )
-        chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]
-        return ImageDataset(self.images[chosen], self.labels[chosen], self.classes, self.augment)
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.rows(order[:count])
 
     def mislabel(self, share: float, seed: int) -> ImageDataset:
         """The same images, a share (0 to 1) of them, picked at random, with another class."""
@@ -142,6 +172,7 @@ class Data(NamedTuple):
     classes: list[str]
     source: str  # what finds the same images again: "cifar10", "shapes" or a folder's whole path
     is_stand_in: bool  # the images are the built-in shapes: CIFAR-10's figures do not apply
+    validation_loader: DataLoader  # of the images held back; where none are, `test_loader`
 
 
 def load_data(
@@ -183,8 +214,12 @@ def make_loaders(
     seed: int = 0,
     device: str | torch.device = "cpu",
     augment: bool = False,
+    validation: ImageDataset | None = None,
 ) -> Data:
-    """Put the two loaders on top of images that `read_source` read; see `load_data`."""
+    """Put loaders on top of images that `read_source` read; see `load_data`.
+
+    `validation`, if it is not empty, are training images that were held back.
+    """
     train, test = train.to(device), test.to(device)
     # One generator gives both the order and the augmentation: to bring back its state at the start
     # of an epoch is to bring back the epoch.
@@ -194,8 +229,12 @@ def make_loaders(
     train_loader = DataLoader(
         train, batch_size, shuffle=True, generator=generator, collate_fn=already_collated
     )
-    test_loader = DataLoader(test, TEST_BATCH, collate_fn=already_collated)
-    return Data(train_loader, test_loader, train.classes, source, source == "shapes")
+    test_loader = validation_loader = DataLoader(test, TEST_BATCH, collate_fn=already_collated)
+    if validation:
+        validation = validation.to(device)
+        validation_loader = DataLoader(validation, TEST_BATCH, collate_fn=already_collated)
+    is_stand_in = source == "shapes"
+    return Data(train_loader, test_loader, train.classes, source, is_stand_in, validation_loader)
 
 
 def already_collated(

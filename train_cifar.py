@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 import torchvision  # noqa: F401  before TensorBoard's writer: beside TensorFlow it crashes after it
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
+from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 import viz
@@ -29,7 +29,7 @@ from model import Net
 from support.device import choose_device, data_parallel, predict_all
 from support.errors import DivergedError
 from support.processes import broadcast_from_first, place, start_processes
-from support.run import Report, Run, load_run, rank_zero_only
+from support.run import Evaluation, Report, Run, load_run, rank_zero_only
 from support.settings import Parser, hyperparameters, settings_table
 from support.terminal import exit_status, in_progress, note_chance, say
 
@@ -51,6 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data-dir", default="data", help="where CIFAR-10 is kept")
     add("--mirror", action="append", default=[], metavar="URL", help="ask for CIFAR-10 here first")
     add("--train-images", type="count", metavar="N", help="train on N of the images (default: all)")
+    add("--validation", type="count or 0", default=0, metavar="N", help="hold back N, watch those")
     add("--wrong-labels", type="fraction", default=0.0, metavar="SHARE", help="mislabel this share")
     add = parser.add_argument_group("output").add_argument
     add("--log-dir", default="runs", help="where the runs are kept")
@@ -71,9 +72,10 @@ def make_run(args: argparse.Namespace) -> Run:
     say("reading the images ...")
     where = args.data, args.data_dir, args.mirror
     train, test, source = broadcast_from_first(lambda: read_source(*where), processes)
-    train = train.subset(args.train_images, seed).mislabel(args.wrong_labels, seed)
-    test = test.mislabel(args.wrong_labels, seed)
-    data = make_loaders(train, test, source, batch_size, seed, processes.device, args.augment)
+    train, held = train.hold_back(args.validation, seed)
+    train = train.subset(args.train_images, seed)  # of those that are left
+    train, test, held = (part.mislabel(args.wrong_labels, seed) for part in (train, test, held))
+    data = make_loaders(train, test, source, batch_size, seed, processes.device, args.augment, held)
     net = Net(len(data.classes)).to(processes.device)
     optimizer, scheduler = make_optimizer(net, args, len(data.train_loader))
     return Run(args, processes, data, net, optimizer, scheduler, state)  # last: makes the folder
@@ -89,35 +91,28 @@ def make_optimizer(net: nn.Module, args: argparse.Namespace, steps_per_epoch: in
     return optimizer, OneCycleLR(optimizer, args.lr, steps, cycle_momentum=False)
 
 
-class Evaluation(NamedTuple):
-    """How the net does on the N test images of C classes."""
-
-    probs: torch.Tensor  # (N, C) softmax probabilities, on the CPU
-    labels: torch.Tensor  # (N,) true classes, on the CPU
-    loss: float  # mean cross entropy
-    accuracy: float  # 0 to 1
-
-
-def evaluate(run: Run) -> Evaluation:
-    """Run the net over all test images; raises RunError if its loss is not finite."""
-    logits, labels = predict_all(run.net, run.data.test_loader, run.processes)
+def evaluate(run: Run, loader: DataLoader | None = None) -> Evaluation:
+    """Run the net over the images that are watched; raises RunError if its loss is not finite."""
+    loader = loader or run.data.validation_loader
+    part = "test" if loader is run.data.test_loader else "validation"
+    logits, labels = predict_all(run.net, loader, run.processes)
     loss = F.cross_entropy(logits, labels).item()
-    run.check_finite("test loss", loss)
+    run.check_finite(f"{part} loss", loss)
     accuracy = (logits.argmax(dim=1) == labels).float().mean().item()
-    return Evaluation(logits.softmax(dim=1), labels, loss, accuracy)
+    return Evaluation(part, logits.softmax(dim=1), labels, loss, accuracy)
 
 
 @rank_zero_only
-def show_start(run: Run, test: Evaluation) -> None:
-    """Before training: the untrained net on the test images, training images, graph, settings."""
-    viz.add_test_scalars(run.writer, test.loss, test.accuracy, step=0)
+def show_start(run: Run, result: Evaluation) -> None:
+    """Before training: how the untrained net does, training images, graph, settings."""
+    viz.add_test_scalars(run.writer, result.loss, result.accuracy, step=0, part=result.part)
     images, labels = run.data.train_loader.dataset.sample(16, run.args.seed)
     viz.add_image_grid(run.writer, images, labels, run.data.classes)
     viz.add_net_graph(run.writer, run.net, images[:1])
     if run.args.views == "all":
         viz.add_table(run.writer, "settings", settings_table(run))
         viz.add_hparams_start(run.writer, hyperparameters(run))
-        viz.add_layout(run.writer)
+        viz.add_layout(run.writer, result.part)
 
 
 # ----------------------------------------------------------------------------- the training loop
@@ -142,9 +137,9 @@ def train(run: Run) -> None:
                 run.print(f"training loss {report.loss:.3f}  {report.speed:,.0f} images/s")
                 show_report(run, report, images, labels)
 
-        test = evaluate(run)
-        show_epoch(run, test)
-        run.print(f"test loss {test.loss:.3f}  test accuracy {test.accuracy:.1%}")
+        result = evaluate(run)
+        show_epoch(run, result)
+        run.print(f"{result}")
 
 
 @rank_zero_only
@@ -152,7 +147,7 @@ def show_report(run: Run, report: Report, images: torch.Tensor, labels: torch.Te
     """Every `--report-every` images: the loss, and what the net predicts for test images."""
     writer, net, step, classes = run.writer, run.net, run.progress.step, run.data.classes
     viz.add_training_loss(writer, report.loss, step)
-    some = run.data.test_loader.dataset.sample(8, run.args.seed)  # the same ones each time
+    some = run.data.validation_loader.dataset.sample(8, run.args.seed)  # the same ones each time
     viz.add_predictions(writer, net, *some, classes, step)
     if run.args.views == "all":
         if report.is_first:  # the batch as the net and the loss got it
@@ -164,32 +159,36 @@ def show_report(run: Run, report: Report, images: torch.Tensor, labels: torch.Te
 
 
 @rank_zero_only
-def show_epoch(run: Run, test: Evaluation) -> None:
-    """After every epoch: how the net does on the test images."""
+def show_epoch(run: Run, result: Evaluation) -> None:
+    """After every epoch: how the net does on the test images, or on those held back."""
     writer, step, classes = run.writer, run.progress.step, run.data.classes
-    viz.add_test_scalars(writer, test.loss, test.accuracy, step)
-    viz.add_pr_curves(writer, test.probs, test.labels, classes, step)
+    part, probs, labels = result.part, result.probs, result.labels
+    viz.add_test_scalars(writer, result.loss, result.accuracy, step, part)
+    viz.add_pr_curves(writer, probs, labels, classes, step, part)
     if run.args.views == "all":
-        test_set = run.data.test_loader.dataset
-        worst = viz.worst_mistakes(test.probs, test.labels, 8)
-        images, labels = test_set.batch(worst)
-        viz.add_confusion_matrix(writer, test.probs, test.labels, classes, step)
-        viz.add_mistakes(writer, images, test.probs[worst], labels, classes, step)
+        dataset = run.data.validation_loader.dataset
+        worst = viz.worst_mistakes(probs, labels, 8)
+        images, truth = dataset.batch(worst)
+        viz.add_confusion_matrix(writer, probs, labels, classes, step, part)
+        viz.add_mistakes(writer, images, probs[worst], truth, classes, step, part=part)
         viz.add_filters(writer, run.net.conv1, step)
-        viz.add_feature_maps(writer, run.net.conv1, test_set[0][0], step)
+        viz.add_feature_maps(writer, run.net.conv1, dataset[0][0], step)
 
 
 @rank_zero_only
 def show_end(run: Run, test: Evaluation) -> None:
     """After the last epoch: the table per class, printed too, and the projector."""
-    rows = viz.class_report(test.probs, test.labels, run.data.classes)
+    classes, step = run.data.classes, run.progress.step
+    if run.args.validation:  # the first look at the test images
+        viz.add_test_scalars(run.writer, test.loss, test.accuracy, step)
+        say(f"{test}")
+    rows = viz.class_report(test.probs, test.labels, classes)
     say(viz.markdown_table(rows))
     note_chance(test.accuracy, test.labels)
     if run.args.views == "all":
-        images, labels = run.data.test_loader.dataset.sample(1000, run.args.seed)
+        images, labels = run.data.validation_loader.dataset.sample(1000, run.args.seed)
         with torch.inference_mode():
             features = run.net.features(images)
-        classes, step = run.data.classes, run.progress.step
         viz.add_projector(run.writer, features, images, labels, classes, step)
         viz.add_table(run.writer, "per class", rows, step)
         viz.add_hparams_end(run.writer)
@@ -214,7 +213,7 @@ def main(argv: list[str] | None = None) -> None:
             if run.is_new:
                 show_start(run, evaluate(run))
             train(run)
-            show_end(run, evaluate(run))
+            show_end(run, evaluate(run, run.data.test_loader))
         except DivergedError:
             show_divergence(run)
             raise

@@ -82,20 +82,26 @@ def add_training_scalars(
         writer.add_scalar("training progress/gradient norm", norm, step)
 
 
-def add_test_scalars(writer: Writer, loss: float, accuracy: float, step: int) -> None:
-    """SCALARS: mean loss and accuracy (0 to 1) over the test images."""
-    writer.add_scalar("test/loss", loss, step)
-    writer.add_scalar("test/accuracy", accuracy, step)
+def add_test_scalars(
+    writer: Writer, loss: float, accuracy: float, step: int, part: str = "test"
+) -> None:
+    """SCALARS: mean loss and accuracy (0 to 1) over the test images.
+
+    Here and below, `part` is the first word of the tag: "validation" for training images that
+    were held back.
+    """
+    writer.add_scalar(f"{part}/loss", loss, step)
+    writer.add_scalar(f"{part}/accuracy", accuracy, step)
 
 
-def add_layout(writer: Writer) -> None:
+def add_layout(writer: Writer, part: str = "test") -> None:
     """CUSTOM SCALARS: training and test loss on one chart, the learning rate on another.
 
     TensorBoard gives a run one colour: its two losses differ by the marks on their points. Call it
     once for a writer: a second layout replaces the first.
     """
     charts = {
-        "training and test loss": ["Multiline", ["^training loss$", "^test/loss$"]],
+        f"training and {part} loss": ["Multiline", ["^training loss$", f"^{part}/loss$"]],
         "learning rate": ["Multiline", ["^training progress/learning rate$"]],
     }
     writer.add_custom_scalars({"training": charts})
@@ -190,6 +196,7 @@ def add_mistakes(
     classes: Names,
     step: int,
     norm: Norm = HALF,
+    part: str = "test",
 ) -> None:
     """IMAGES: wrongly classified images (B, 1 or 3, H, W) with predicted and true class.
 
@@ -202,12 +209,17 @@ def add_mistakes(
     highest, preds = probs.max(dim=1)
     style = {"norm": norm, "heading": "surest mistakes first"}
     figure = plot_predictions(images, preds, highest, labels, names, **style)
-    add_figure(writer, "test/worst mistakes", figure, step)
+    add_figure(writer, f"{part}/worst mistakes", figure, step)
 
 
 @rc_context(STYLE)
 def add_confusion_matrix(
-    writer: Writer, probs: Tensor, labels: Tensor, classes: Names, step: int
+    writer: Writer,
+    probs: Tensor,
+    labels: Tensor,
+    classes: Names,
+    step: int,
+    part: str = "test",
 ) -> None:
     """IMAGES: how many images of each true class (row) were taken for each class (column).
 
@@ -240,7 +252,7 @@ def add_confusion_matrix(
         color = "white" if shares[true, pred] > 0.6 else "black"
         number = str(counts[true, pred].item())
         write_text(fig, middles[pred], middles[true], number, va="center", color=color, size=8)
-    add_figure(writer, "test/confusion matrix", fig, step)
+    add_figure(writer, f"{part}/confusion matrix", fig, step)
 
 
 def add_filters(writer: Writer, conv: nn.Conv2d, step: int) -> None:
@@ -337,12 +349,18 @@ def add_pr_curve_tensorboard(
 
 
 def add_pr_curves(
-    writer: Writer, test_probs: Tensor, test_labels: Tensor, classes: Names, step: int
+    writer: Writer,
+    test_probs: Tensor,
+    test_labels: Tensor,
+    classes: Names,
+    step: int,
+    part: str = "test",
 ) -> None:
     """PR CURVES: one curve for each class."""
     names, probs, labels = take_in(classes, probs=test_probs, labels=test_labels)
+    group = "pr curve" if part == "test" else f"{part}/pr curve"
     for index, name in enumerate(names):
-        writer.add_pr_curve(f"pr curve/{name}", labels == index, probs[:, index], step)
+        writer.add_pr_curve(f"{group}/{name}", labels == index, probs[:, index], step)
 
 
 # --------------------------------------------------------------------- TEXT, HPARAMS, PROJECTOR

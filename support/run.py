@@ -59,6 +59,19 @@ class Report(NamedTuple):
     profile: list[tuple] | None  # a table of where the time goes, in one report of a run
 
 
+class Evaluation(NamedTuple):
+    """How the net does on N images of C classes."""
+
+    part: str  # of the images, and the first word of their tags: "test" or "validation"
+    probs: torch.Tensor  # (N, C) softmax probabilities, on the CPU
+    labels: torch.Tensor  # (N,) true classes, on the CPU
+    loss: float  # mean cross entropy
+    accuracy: float  # 0 to 1
+
+    def __str__(self) -> str:
+        return f"{self.part} loss {self.loss:.3f}  {self.part} accuracy {self.accuracy:.1%}"
+
+
 @dataclass
 class Progress:
     """How far a run is."""
@@ -80,7 +93,7 @@ class Run:
         self,
         args: argparse.Namespace,
         processes: Processes,
-        data,  # the namedtuple of data.py: both loaders, the classes, where the images are from
+        data,  # the namedtuple of data.py: its loaders, the classes, where the images are from
         net: nn.Module,
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler,
@@ -98,7 +111,7 @@ class Run:
         # of the loader's generator, at the start of the epoch
         self.shuffle_state = data.train_loader.generator.get_state()
         self.images, self.started = 0, 0.0  # since the last report, for its images per second
-        train_set, test_set = data.train_loader.dataset, data.test_loader.dataset
+        train_set = data.train_loader.dataset
         if args.batch_size > len(train_set):
             raise InputError(
                 f"--batch-size {args.batch_size} is more than the {len(train_set)} training "
@@ -115,7 +128,8 @@ class Run:
         # The loss of each of the last batches, filled in a circle: `.item()` at every step would
         # make a GPU wait.
         self.losses = torch.zeros(self.report_batches, device=processes.device)
-        self.data_checksum = data_checksum(train_set, test_set)
+        loaders = data.train_loader, data.test_loader, data.validation_loader
+        self.data_checksum = data_checksum(*(loader.dataset for loader in loaders))
         self.lock: FileLock | None = None  # the first process holds it
         if state:
             self.restore(state)

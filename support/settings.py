@@ -88,6 +88,7 @@ def folder_name(text: str) -> str:
 
 TYPES = {  # what `type=` of a flag may be
     "count": number_type(int, 1, 10**9, "a whole number above zero"),
+    "count or 0": number_type(int, 0, 10**9, "a whole number, 0 or more"),
     "seed": number_type(int, 0, 2**63 - 1, "a whole number from 0 to 2^63 - 1"),
     "positive": number_type(float, math.nextafter(0, 1), sys.float_info.max, "a number above zero"),
     "fraction": number_type(float, 0, math.nextafter(1, 0), "a number from 0 to below 1"),
@@ -120,6 +121,7 @@ def settings_table(run: Run) -> list[tuple[str, object]]:
         ("setting", "value"),
         *note,
         *hyperparameters(run).items(),
+        ("images held back", run.args.validation),
         ("test images", len(run.data.test_loader.dataset)),
         ("classes", ", ".join(run.data.classes)),
         ("processes", run.processes.count),

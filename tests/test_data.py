@@ -182,6 +182,57 @@ def test_more_images_than_there_are_is_an_input_error():
         numbered(3).subset(4, seed=0)
 
 
+def test_images_held_back_are_never_trained_on_whatever_the_seed():
+    whole = numbered(100)
+    for seed in range(3):
+        rest, held = whole.hold_back(30, seed)
+        assert sorted([*rest.labels.tolist(), *held.labels.tolist()]) == list(range(100))
+        assert torch.equal(held.images, whole.images[held.labels]) and len(held) == 30
+        assert torch.equal(rest.images, whole.images[rest.labels])
+        few = rest.subset(40, seed).labels.tolist()
+        assert len(few) == 40 and not set(few) & set(held.labels.tolist())
+    assert max(held.labels.tolist()) > 60  # from everywhere
+    assert torch.equal(held.labels, whole.hold_back(30, seed)[1].labels)
+    assert not torch.equal(held.labels, whole.hold_back(30, seed + 1)[1].labels)
+
+
+def test_holding_nothing_back_changes_nothing():
+    whole = numbered(10)
+    rest, held = whole.hold_back(0, seed=1)
+    assert rest is whole and len(held) == 0
+    loaded = make_loaders(rest, numbered(4), "here", 2, validation=held)
+    assert loaded.validation_loader is loaded.test_loader
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_holding_back_all_images_is_an_input_error(count):
+    with pytest.raises(InputError, match=f"--validation {count} leaves none of the 3 training im"):
+        numbered(3).hold_back(count, seed=0)
+
+
+def test_a_class_that_is_missing_is_named(capsys):
+    labels = torch.tensor([0] * 50 + [1])
+    whole = ImageDataset(random_images(51), labels, ["cat", "dog"])
+    parts = [whole.hold_back(5, seed) for seed in range(20)]
+    lines = capsys.readouterr().out.splitlines()
+    assert any(1 in held.labels for _, held in parts)  # both happen
+    expected = [
+        "NOTE: of the 46 images left to train on, none is of 'dog'"
+        if 1 in held.labels
+        else "NOTE: of the 5 images held back, none is of 'dog'"
+        for _, held in parts
+    ]
+    assert lines == expected
+
+
+def test_the_images_held_back_come_in_order_and_unchanged():
+    rest, held = numbered(20).hold_back(6, seed=1)
+    loaded = make_loaders(rest, numbered(4), "here", 2, augment=True, validation=held)
+    ((images, labels),) = loaded.validation_loader
+    assert torch.equal(to_bytes(images), held.images) and torch.equal(labels, held.labels)
+    assert len(loaded.train_loader.dataset) == 14 and len(loaded.test_loader.dataset) == 4
+
+
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.999])
 def test_just_the_share_of_labels_is_wrong_and_each_wrong_class_as_likely(share):
     classes = list("abcd")

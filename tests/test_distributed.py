@@ -116,10 +116,23 @@ def of_two(words, tmp_path_factory) -> Path:
 def test_two_processes_train_the_net_of_one(words, tmp_path, of_two):
     """Within the noise of floats, the last batch of an epoch included."""
     assert train([*words, "--log-dir", tmp_path], tmp_path / "run").status == 0
-    one, other = load_checkpoint(tmp_path / "run"), load_checkpoint(of_two)
+    assert_close(tmp_path / "run", of_two)
+
+
+def test_two_processes_hold_the_same_images_back(words, tmp_path):
+    words = [*words, "--views", "notes", "--validation", 11, "--log-dir", tmp_path]
+    assert train(words, tmp_path / "run").status == 0
+    assert statuses(two([*words, "--run-name", "two"], tmp_path / "output")) == [0, 0]
+    assert_close(tmp_path / "run", tmp_path / "two")
+    assert len(read_scalars(tmp_path / "two")["validation/loss"]) == 3
+
+
+def assert_close(run_dir: Path, of_two: Path) -> None:
+    """Weights and scalars of two runs are the same within the noise of floats."""
+    one, other = load_checkpoint(run_dir), load_checkpoint(of_two)
     for name, weights in one["net"].items():
         np.testing.assert_allclose(other["net"][name], weights, rtol=1e-3, atol=1e-5, err_msg=name)
-    expected, scalars = read_scalars(tmp_path / "run"), read_scalars(of_two)
+    expected, scalars = read_scalars(run_dir), read_scalars(of_two)
     assert scalars.keys() == expected.keys()
     for tag, points in expected.items():
         steps, values = zip(*points, strict=True)

@@ -107,10 +107,10 @@ def test_twenty_kills_at_random_moments_change_nothing(image_folder, tmp_path):
     assert in_python_loader(watching) == assert_same_run(run_dir, whole)
 
 
-def test_kills_with_onecycle_and_augmentation(image_folder, tmp_path):
+def test_kills_with_onecycle_augmentation_and_images_held_back(image_folder, tmp_path):
     """The schedule and the random flips and crops go on in the middle of an epoch too."""
     arguments = settings(image_folder, tmp_path, "--schedule", "onecycle", "--augment")
-    arguments += ["--report-every", 32, "--views", "notes"]
+    arguments += ["--report-every", 32, "--views", "notes", "--validation", 5]
     run_dir, whole = tmp_path / "killed", tmp_path / "whole"
     assert train(arguments, run_dir, KillAt(6, 200)).status == -signal.SIGKILL
     for step in [13, 21, 22, 27]:
@@ -118,7 +118,8 @@ def test_kills_with_onecycle_and_augmentation(image_folder, tmp_path):
     assert load_checkpoint(run_dir)["progress"]["batch"] == 12
     assert resume(run_dir).status == 0
     assert train(arguments, whole).status == 0
-    assert_same_run(run_dir, whole)
+    scalars = assert_same_run(run_dir, whole)
+    assert len(scalars["validation/loss"]) == 3 and len(scalars["test/loss"]) == 1
 
 
 def tear_an_event() -> None:

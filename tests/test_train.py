@@ -87,6 +87,41 @@ def test_one_flag_turns_it_down_to_the_notes_five_views(image_folder, tmp_path, 
     assert same_weights(run_dir, tiny_run)  # the views do not touch the training
 
 
+def test_images_held_back_are_watched_and_the_test_images_once(image_folder, tmp_path, capsys):
+    run_dir = run_tiny(image_folder, tmp_path, "--validation", "30", "--train-images", "80")
+    steps = steps_by_tag(run_dir)
+    mistakes = [steps.pop(f"{part}/worst mistakes", []) for part in ("validation", "test")]
+    assert set(mistakes[0]) <= {10, 20} and not mistakes[1]
+    reports, epochs = [5, 10, 15, 20], [10, 20]
+    moved = {
+        tag.replace("test/", "validation/").replace("pr curve/", "validation/pr curve/"): {
+            tuple(REPORTS): reports, tuple(EPOCHS): epochs, tuple(TESTS): [0, *epochs],
+            (30,): [20], (5,): [5],
+        }.get(tuple(at), at)
+        for tag, at in ALL_VIEWS.items()
+    }  # fmt: skip
+    assert steps == moved | {"test/loss": [20], "test/accuracy": [20]}
+
+    loaded = data.load_data(str(image_folder))
+    rest, held = loaded.train_loader.dataset.hold_back(30, seed=0)
+    net = Net(3)
+    net.load_state_dict(weights(run_dir))
+    scalars = read_scalars(run_dir)
+    for part, images in (("validation", held), ("test", loaded.test_loader.dataset)):
+        with torch.no_grad():
+            preds = net(images.batch(range(len(images)))[0]).argmax(dim=1)
+        right = (preds == images.labels).double().mean().item()
+        assert scalars[f"{part}/accuracy"][-1][1] == pytest.approx(right)
+        assert f"{part} accuracy {right:.1%}" in capsys.readouterr().out or part == "test"
+    (_, curve) = read_events(run_dir)[f"validation/pr curve/{CLASSES[0]}"][-1]
+    positives = np.array(
+        curve.tensor.float_val or np.frombuffer(curve.tensor.tensor_content, "<f4")
+    )
+    assert positives.reshape(6, -1)[0, 0] == (held.labels == 0).sum()  # true ones at threshold 0
+    ((_, layout),) = read_events(run_dir)["custom_scalars__config__"]
+    assert b"^validation/loss$" in layout.SerializeToString()
+
+
 def test_every_report_averages_as_many_batches_over_the_end_of_an_epoch(image_folder, tmp_path):
     """The reports at the end of an epoch, too: 15 is no multiple of 6."""
     each = run_tiny(image_folder, tmp_path, "--report-every", "8", "--views", "notes")
@@ -444,8 +479,10 @@ def test_patience_is_asked_for_with_the_defaults_only(more):
 # ------------------------------------------------------------------------------- small sets
 
 
-@pytest.mark.parametrize(("count", "epochs"), [(60, 100), (500, 70), (2000, 20)])
-def test_a_short_run_is_told_the_command_that_suits(tmp_path, capsys, monkeypatch, count, epochs):
+@pytest.mark.parametrize(
+    ("count", "suited"), [(60, (40, 4, 0.01)), (600, (40, 16, 0.02)), (2100, (20, 16, 0.02))]
+)
+def test_a_short_run_is_told_the_command_that_suits(tmp_path, capsys, monkeypatch, count, suited):
     monkeypatch.setattr(sys, "argv", ["train_cifar.py"])
     images = np.random.default_rng(0).integers(0, 256, (count, 2, 2, 3), np.uint8)
     for index, pixels in enumerate(images):
@@ -457,8 +494,8 @@ def test_a_short_run_is_told_the_command_that_suits(tmp_path, capsys, monkeypatc
     assert train_cifar.main(words) == 0
     (note,) = re.findall("NOTE: .* steps are too few .*; better: (.*)", capsys.readouterr().out)
     args = train_cifar.parse_args(shlex.split(note)[2:])
-    assert (args.data, args.epochs, args.batch_size) == (words[1], epochs, 16)
-    assert (args.lr, args.schedule, args.augment) == (0.02, "onecycle", True)
+    assert (args.epochs, args.batch_size, args.lr) == suited
+    assert (args.data, args.schedule, args.augment) == (words[1], "onecycle", True)
     enough = [["--lr", "0.002"], ["--schedule", "onecycle"], ["--epochs", "400"]]
     for more in enough if count == 60 else []:
         assert train_cifar.main([*words, *more]) == 0

@@ -9,7 +9,7 @@ stay as they are. The run goes where any other goes: runs/NAME. See docs/bugs.md
 """
 
 import difflib
-import runpy
+import functools
 import shutil
 import sys
 import tempfile
@@ -90,20 +90,21 @@ def main() -> None:
             copy = shutil.copytree if part.is_dir() else shutil.copy
             copy(part, Path(folder, part.name))
         print(apply(BUGS[name], Path(folder)), flush=True)
-        run_lesson(folder, name, flags)
+        sys.exit(run_lesson(folder, name, flags))
 
 
-def run_lesson(folder: str, name: str, flags: list[str]) -> None:
-    """Run the lesson of a folder in this process. Nothing is saved that might be resumed."""
+def run_lesson(folder: str, name: str, flags: list[str]) -> int:
+    """Run the lesson of a folder in this process; returns its status. Nothing can be resumed."""
     sys.path[0] = folder
     from support import checkpoint, terminal  # of that folder
 
-    command = terminal.start_command(name, *flags)
-    terminal.command_line = lambda: command
+    terminal.start_command = functools.partial(terminal.start_command, name)
     terminal.resume_command = lambda run_dir: CANNOT_RESUME
     checkpoint.save_checkpoint = lambda run_dir, state: None
+    import train_cifar
+
     sys.argv[1:] = [*FLAGS.split(), "--run-name", name, *flags]
-    runpy.run_path(str(Path(folder, "train_cifar.py")), run_name="__main__")
+    return train_cifar.main()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import sick_runs
 import torch
 from conftest import ROOT, read_events, run_tiny
 
+LESSON = [part.removesuffix(".py") for part in bugs.LESSON]
 SETTINGS = "--batch-size 8 --lr 0.02 --epochs 3 --report-every 40".split()
 MORE = {  # settings with which the tiny images show a sign that they do not show otherwise
     "no-zero-grad": ["--lr", "0.003"],
@@ -34,7 +35,7 @@ def start(monkeypatch):
 
     def start(*words: object) -> int:
         for module in list(sys.modules):
-            if module.partition(".")[0] in ("data", "model", "viz", "support"):
+            if module.partition(".")[0] in LESSON:
                 monkeypatch.delitem(sys.modules, module)
         monkeypatch.setattr(sys, "path", ["docs", *sys.path])
         monkeypatch.setattr(sys, "argv", ["docs/bugs.py", *map(str, words)])
@@ -113,6 +114,7 @@ def test_a_run_shows_its_diff_and_command_and_cannot_be_resumed(
     assert not list(tmp_path.rglob("checkpoint.pt"))
     (_, settings), *_ = read_events(tmp_path / "rolled-labels")["settings/text_summary"]
     text = html.unescape(settings.tensor.string_val[0].decode())
-    assert f"docs/bugs.py rolled-labels {' '.join(flags)}" in text
+    words = ["docs/bugs.py rolled-labels", bugs.FLAGS, "--run-name rolled-labels", *flags]
+    assert " ".join(words) in text
     assert bugs.CANNOT_RESUME in text
     assert "| batch size | 32 |" in " ".join(text.split())  # as in the healthy run

@@ -15,6 +15,7 @@ TAGS = {
     "test/accuracy",
     "training progress/gradient norm",
     "training images",
+    "training batch",
     "predictions vs. actuals",
     "test/confusion matrix",
     "test/worst mistakes",

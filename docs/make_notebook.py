@@ -183,6 +183,8 @@ log = views.read_run(f"runs/{run_name}")"""
 CALLS_CODE = """\
 from types import SimpleNamespace
 
+import torch
+
 import viz
 from support.checkpoint import load_checkpoint
 from support.settings import settings_table

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import CIFAR10
 
 from support import shapes
-from support.cifar10 import fetch_cifar10
+from support.cifar10 import fetch_cifar10, refuse_cifar10
 from support.errors import InputError
 from support.folder import read_folder
 from support.terminal import say
@@ -251,6 +251,7 @@ def read_source(
     if source == "shapes":
         return *read_shapes(), "shapes"
     if source not in ("auto", "cifar10"):
+        refuse_cifar10(Path(source))
         *parts, classes = read_folder(Path(source), SIZE)
         return *as_datasets(parts, classes), str(Path(source).absolute())
     try:
@@ -286,11 +287,9 @@ def read_shapes() -> tuple[ImageDataset, ImageDataset]:
 def read_cifar10(data_dir: Path, mirrors: Sequence[str]) -> tuple[ImageDataset, ImageDataset]:
     """CIFAR-10 from `data_dir`, downloaded first where it is not there."""
     try:
-        fetch_cifar10(data_dir, mirrors)
-        parts = [CIFAR10(data_dir, train=is_train) for is_train in (True, False)]
-    except RuntimeError as error:  # torchvision found another md5
-        folder = data_dir / CIFAR10.base_folder
-        raise InputError(f"{str(folder)!r} is damaged: delete it and try again") from error
+        folder = fetch_cifar10(data_dir, mirrors).absolute()
+        reader = type("CIFAR10", (CIFAR10,), {"base_folder": folder.name})  # it may be renamed
+        parts = [reader(folder.parent, train=is_train) for is_train in (True, False)]
     except OSError as error:
         raise InputError(f"CIFAR-10 in {str(data_dir)!r} cannot be read: {error}") from error
     train, test = (

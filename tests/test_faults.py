@@ -85,8 +85,10 @@ last checkpoint stays whole, and `--resume` goes on from it.
 | nobody listens, no such name, no TLS | named | `test_download.test_nobody_listens`, `test_download.test_name_not_found`, `test_download.test_no_tls` |
 | a mirror that is no address | refused | `test_download.test_a_mirror_that_is_no_url`, `test_download.test_any_text_for_a_mirror` |
 | a partial file, whole, rotten or of a killed process | continued, used, thrown away | `test_download.test_part_of_an_earlier_run_is_continued`, `test_download.test_part_that_is_whole_needs_no_network`, `test_download.test_rotten_part_is_thrown_away`, `test_download.test_killed_process_is_continued_by_another` |
-| an archive or files are there already | no network | `test_download.test_archive_on_disk_is_used_without_network`, `test_download.test_files_on_disk_are_used_without_network` |
+| an archive or files are there already | no network | `test_download.test_archive_on_disk_is_used_without_network`, `test_download.test_unpacked_files_are_found`, `test_download.test_the_archive_is_found_under_any_name` |
 | an archive there is wrong, files are damaged | named and kept; mended | `test_download.test_wrong_archive_on_disk_is_named_and_kept`, `test_download.test_damaged_files_are_mended_and_others_kept` |
+| CIFAR-10 is incomplete, damaged, or CIFAR-100's | said before any download, and in its error | `test_download.test_what_is_wrong_with_a_folder_is_said_before_and_after_a_download` |
+| `--data` is CIFAR-10's own folder or archive | the line says what to type | `test_download.test_cifar10_given_as_a_folder_of_images_says_what_to_type` |
 | an archive that writes outside, or holds something else | only the files of CIFAR-10 are unpacked | `test_download.test_only_files_of_cifar10_are_unpacked` |
 | the disk is full, the folder cannot be made | named | `test_download.test_disk_full`, `test_download.test_folder_that_cannot_be_made` |
 | Ctrl-C or SIGTERM, or a kill while unpacking | 130 or 143, the part is kept; the rest cleared | `test_download.test_a_signal_during_the_download_keeps_the_part`, `test_download.test_remains_of_a_killed_unpacking_are_cleared` |

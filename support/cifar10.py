@@ -4,19 +4,21 @@ torchvision asks one host, once, without a time-out (pytorch/vision issue 9536).
 leaves the same files, with the same md5, where `torchvision.datasets.CIFAR10(data_dir)` finds them.
 """
 
+import contextlib
 import os
 import re
 import shlex
 import tarfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import Timeout
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
 
 from support.errors import InputError
 from support.mirrors import NoMirrorError, fetch_file, print_on_stderr
+from support.processes import take_lock
 
 ARCHIVE_NAME = "cifar-10-python.tar.gz"
 ARCHIVE_SIZE = 170_498_071  # bytes
@@ -146,14 +148,19 @@ def find_archive(data_dir: Path) -> Path | None:
     return found
 
 
-def locked(data_dir: Path) -> AcquireReturnProxy:
-    """Take the lock of `data_dir` for a with block; the system frees it when the process dies."""
-    lock = FileLock(data_dir / f"{ARCHIVE_NAME}.lock")
+@contextlib.contextmanager
+def locked(data_dir: Path) -> Iterator[None]:
+    """Hold the lock of `data_dir`; the system frees it when the process dies."""
+    path = data_dir / f"{ARCHIVE_NAME}.lock"
     try:
-        return lock.acquire(timeout=0)
+        lock = take_lock(path, timeout=0)
     except Timeout:
         print_on_stderr(f"another process is fetching CIFAR-10 into {data_dir}: waiting for it")
-        return lock.acquire()
+        lock = take_lock(path, timeout=-1)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def download(named: list[str], data_dir: Path, trouble: str) -> Path:

@@ -7,14 +7,18 @@ PyTorch's DistributedDataParallel averages the gradients, so the result is that 
 for rounding. Only the process of rank 0 reads images and checkpoints, prints, and writes.
 """
 
+import errno
 import os
 import re
+import sys
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from filelock import FileLock
 
 from support.errors import InputError, NothingToDo
 
@@ -122,3 +126,23 @@ def lost_process(error: RuntimeError) -> str | None:
     if re.search("timed out|Barrier in [0-9]+ ms", text, re.IGNORECASE):
         return f"another process of this run has not answered for {STEP_SECONDS} s"
     return "another process of this run has ended"
+
+
+def take_lock(path: Path, timeout: float) -> FileLock:
+    """Take a lock, which the system gives free when this process ends; wait for `timeout` seconds.
+
+    On a file system without locks (some NFS and Lustre) a line says so, and the lock is not held.
+    Raises filelock.Timeout if another process has it, OSError if the file cannot be written.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=timeout)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        print(
+            f"NOTE: {str(path.parent)!r} is on a file system without locks: "
+            "see to it yourself that only one process works there",
+            file=sys.stderr,
+        )
+    return lock

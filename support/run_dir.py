@@ -9,6 +9,7 @@ from filelock import FileLock, Timeout
 
 from support.checkpoint import FILE_NAME
 from support.errors import InputError
+from support.processes import take_lock
 
 LOCK_NAME = "run.lock"
 BEFORE_FIRST_SAVE = {LOCK_NAME, f"{FILE_NAME}.tmp"}  # all that a kill may leave of a new run
@@ -27,8 +28,7 @@ def make_run_dir(log_dir: str, run_name: str | None, suffix: str) -> tuple[Path,
             if not os.path.lexists(path):
                 path.mkdir(parents=True, exist_ok=True)
             if is_free(path):
-                lock = FileLock(path / LOCK_NAME)
-                lock.acquire(timeout=0)
+                lock = take_lock(path / LOCK_NAME, timeout=0)
                 if is_free(path):  # still, now that nobody else can take it
                     return path, lock
                 lock.release()
@@ -54,14 +54,12 @@ def lock_run_dir(run_dir: Path) -> FileLock:
 
     Raises InputError if another process has it, OSError if the folder cannot be written.
     """
-    lock = FileLock(run_dir / LOCK_NAME)
     try:
-        lock.acquire(timeout=0)
+        return take_lock(run_dir / LOCK_NAME, timeout=0)
     except Timeout:
         raise InputError(
             f"{str(run_dir)!r} is in use: another process is training this run; wait until it ends"
         ) from None
-    return lock
 
 
 def check_log_dir(log_dir: str) -> None:

@@ -14,6 +14,7 @@ last checkpoint stays whole, and `--resume` goes on from it.
 | a signal after the last epoch | the run ends as usual | `test_faults.test_a_signal_after_the_last_batch_lets_the_run_end` |
 | a lost connection (SIGHUP), a closed terminal | saved, 129; with nohup it goes on | `test_faults.test_a_signal_saves_and_says_how_to_go_on`, `test_faults.test_a_terminal_that_is_closed_saves_the_run`, `test_faults.test_nohup_keeps_a_run_going` |
 | `main()` in a notebook, or in another thread | prints commands that work; trains | `test_faults.test_in_a_notebook_the_commands_name_the_script`, `test_faults.test_another_thread_trains_without_signals` |
+| a file system without locks (NFS, Lustre) | a line; the run goes on | `test_faults.test_a_file_system_without_locks_is_said` |
 | PyTorch is older than 2.6 | one line, 2 | `test_faults.test_a_pytorch_that_is_too_old_is_refused` |
 | a second signal | ends at once; the last checkpoint is whole | `test_faults.test_a_second_signal_ends_at_once` |
 | a signal while images are read | ends; nothing was made | `test_faults.test_a_signal_while_images_are_read_leaves_nothing` |
@@ -106,6 +107,7 @@ last checkpoint stays whole, and `--resume` goes on from it.
 | any folder at all | images, or one line | `test_folder.test_any_folder_gives_data_or_a_data_error` |
 """  # noqa: E501
 
+import errno
 import functools
 import os
 import re
@@ -118,6 +120,7 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
+import filelock
 import pytest
 import torch
 from conftest import same_weights
@@ -260,6 +263,16 @@ def test_in_a_notebook_the_commands_name_the_script(monkeypatch, capsys):
     assert resume_line.endswith(" train_cifar.py --resume runs/x")
     assert command.endswith(" train_cifar.py --epochs 1")
     assert (sys.argv, threading.excepthook) == before  # what it has replaced is put back
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said(image_folder, tmp_path, monkeypatch, capsys, number):
+    def acquire(self, **options):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    assert train_cifar.main([*map(str, arguments(image_folder, tmp_path / "run"))]) == 0
+    assert capsys.readouterr().err.count("is on a file system without locks") == 1
 
 
 @pytest.mark.parametrize("version", ["2.5.1+cu124", "1.13.1"])

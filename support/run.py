@@ -183,7 +183,9 @@ class Run:
                         self.profile_rows = finish_profile(running, self.run_dir)
                         self.restart_clock()
                     if progress.batch == len(loader):
-                        break  # the epoch's end saves and stops
+                        # The epoch's end saves and stops. No break: the sampler draws once more
+                        # at its end, and the order of the next epoch follows from that.
+                        continue
                     if progress.batch % self.report_batches == 0:  # a report has just been made
                         self.save()
                         self.restart_clock()

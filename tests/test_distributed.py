@@ -306,7 +306,7 @@ def on_both(hosts: list[str], script: Path, words: Sequence[object], folder: Pat
                 encoding="utf-8",
             )
         )
-    return [process.communicate(timeout=HANG)[0] for process in processes]
+    return [process.communicate(timeout=5 * HANG)[0] for process in processes]
 
 
 def test_two_machines_are_stopped_by_one_and_go_on_together(hosts, words, tmp_path):

@@ -220,8 +220,12 @@ def test_two_runs_of_the_same_second_get_two_directories(tmp_path, monkeypatch):
             return cls(2026, 1, 2, 3, 4, 5)
 
     monkeypatch.setattr(support.run_dir, "datetime", Clock)
-    names = [support.run_dir.make_run_dir(str(tmp_path), None, "")[0].name for _ in range(3)]
-    assert names == ["0102-030405", "0102-030405_2", "0102-030405_3"]
+    made = [support.run_dir.make_run_dir(str(tmp_path), None, "") for _ in range(3)]  # and locked
+    assert [run_dir.name for run_dir, _ in made] == [
+        "0102-030405",
+        "0102-030405_2",
+        "0102-030405_3",
+    ]
 
 
 # ------------------------------------------------------------------------ shapes for CIFAR-10

@@ -162,15 +162,15 @@ def show_report(run: Run, report: Report, images: torch.Tensor, labels: torch.Te
 def show_epoch(run: Run, result: Evaluation) -> None:
     """After every epoch: how the net does on the test images, or on those held back."""
     writer, step, classes = run.writer, run.progress.step, run.data.classes
-    part, probs, labels = result.part, result.probs, result.labels
+    part = result.part
     viz.add_test_scalars(writer, result.loss, result.accuracy, step, part)
-    viz.add_pr_curves(writer, probs, labels, classes, step, part)
+    viz.add_pr_curves(writer, result.probs, result.labels, classes, step, part)
     if run.args.views == "all":
         dataset = run.data.validation_loader.dataset
-        worst = viz.worst_mistakes(probs, labels, 8)
-        images, truth = dataset.batch(worst)
-        viz.add_confusion_matrix(writer, probs, labels, classes, step, part)
-        viz.add_mistakes(writer, images, probs[worst], truth, classes, step, part=part)
+        worst = viz.worst_mistakes(result.probs, result.labels, 8)
+        images, labels = dataset.batch(worst)
+        viz.add_confusion_matrix(writer, result.probs, result.labels, classes, step, part)
+        viz.add_mistakes(writer, images, result.probs[worst], labels, classes, step, part=part)
         viz.add_filters(writer, run.net.conv1, step)
         viz.add_feature_maps(writer, run.net.conv1, dataset[0][0], step)
 

@@ -196,8 +196,9 @@ run.writer = writer = SummaryWriter(run.run_dir)
 
 last = log.Scalars("training loss")[-1]
 report, step = SimpleNamespace(loss=last.value), last.step
-net, classes, test = run.net, run.data.classes, evaluate(run)
-test_set = run.data.test_loader.dataset"""
+net, classes, dataset = run.net, run.data.classes, run.data.validation_loader.dataset
+result = evaluate(run)
+part = result.part"""
 
 PICTURES = {  # of the README: what draws it in the notebook
     "images": 'views.images(log, "training images")',

@@ -100,6 +100,7 @@ def test_images_held_back_are_watched_and_the_test_images_once(image_folder, tmp
         }.get(tuple(at), at)
         for tag, at in ALL_VIEWS.items()
     }  # fmt: skip
+    del moved["where the time goes/text_summary"]  # epochs are too short for ten steps in a row
     assert steps == moved | {"test/loss": [20], "test/accuracy": [20]}
 
     loaded = data.load_data(str(image_folder))

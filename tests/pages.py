@@ -42,7 +42,7 @@ LOOPS = [  # of bash, and of PowerShell
     re.compile(r"foreach \(\$(\w+) in ([\d., ]+)\) \{ (.+) \}"),
 ]
 BLOCK = re.compile(
-    r"^(?:<!-- (?P<marker>runs|runs after first) -->\n)?"
+    r"^(?:<!-- (?P<marker>runs|runs alone|runs after first) -->\n)?"
     r"```(?P<language>.*)\n(?P<code>(?s:.*?))^```$",
     re.M,
 )

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 import textwrap
 import time
 import warnings
@@ -173,6 +175,15 @@ def test_the_short_program_runs_as_printed_and_shows_the_notes_views(short_walk)
     assert set(events) - {"__run_graph__", "step1"} == views | curves
     assert [step for step, _ in events["training loss"]] == [*range(8, 50, 8), 50]  # the last, too
     assert EventAccumulator(str(run_dir)).Reload().Tags()["graph"]
+
+
+def test_the_views_run_in_a_foreign_training(marked, tmp_path):
+    """With nothing of ours beside it but viz.py."""
+    (program,) = marked["runs alone"]
+    shutil.copy(ROOT / "viz.py", tmp_path)
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    views = {"weights/1.weight", "gradients/1.weight", "predictions vs. actuals"}
+    assert views <= set(read_events(tmp_path / "runs" / "mine"))
 
 
 def test_blocks_about_a_finished_run_run_as_printed(marked, short_walk, monkeypatch, capsys):

@@ -7,7 +7,7 @@ last checkpoint stays whole, and `--resume` goes on from it.
 |---|---|---|
 | **the run is killed** | | |
 | SIGKILL at 20 random moments | resumed, it ends with the same weights and scalars | `test_resume.test_twenty_kills_at_random_moments_change_nothing` |
-| the same with a schedule and augmentation | the same | `test_resume.test_kills_with_onecycle_and_augmentation` |
+| the same with a schedule and augmentation | the same | `test_resume.test_kills_with_onecycle_augmentation_and_images_held_back` |
 | SIGKILL in the middle of an event, of a checkpoint, between the two, in the last views ... | the old or the new checkpoint is whole; the same | `test_resume.test_a_kill_at_the_worst_places_changes_nothing` |
 | a stop in the middle of an epoch | goes on at the next batch | `test_resume.test_a_run_goes_on_at_the_very_batch` |
 | Ctrl-C or SIGTERM, in training, views, evaluation, a save | saved, flushed; the resume command; 130 or 143 | `test_faults.test_a_signal_saves_and_says_how_to_go_on` |
@@ -104,6 +104,15 @@ last checkpoint stays whole, and `--resume` goes on from it.
 | Chinese names and spaces | read | `test_folder.test_chinese_names_and_spaces` |
 | hidden files, and what is no picture by its ending | skipped; the latter in a line | `test_folder.test_hidden_files_are_skipped_without_a_word`, `test_folder.test_what_is_no_picture_by_its_ending_is_skipped_in_one_line` |
 | what may not be read or listed | named | `test_folder.test_a_file_that_may_not_be_read_is_named`, `test_folder.test_a_folder_that_cannot_be_listed` |
+| parts with other names, a folder around them | found; what is left unread is said | `test_folder.test_the_parts_are_found_by_what_they_are_called` |
+| no test part | every fifth picture is held back, and a line says so | `test_folder.test_without_a_test_part_every_fifth_picture_of_a_class_is_held_back` |
+| a layout that may mean several things | refused: a line with what was found | `test_folder.test_a_layout_that_cannot_be_understood_is_refused_with_what_was_found` |
+| a pointer of Git LFS, a web page, HEIC, named .jpg | told by its first bytes | `test_folder.test_the_first_bytes_tell_what_a_file_is` |
+| many files that cannot be read | counted, the first is named | `test_folder.test_all_files_that_cannot_be_read_are_counted` |
+| 12 bits, zero for white, a transparent colour of 16 bits | read in their shades | `test_folder.test_grey_tiffs_are_read_in_their_shades`, `test_folder.test_a_tiff_of_16_bits_in_which_zero_is_white`, `test_folder.test_a_transparent_colour_of_16_bits_becomes_white` |
+| 32 bits, or numbers with a sign | refused: which one is white? | `test_folder.test_whole_numbers_of_which_the_white_one_is_not_known_are_refused` |
+| a class in two Unicode forms | one class | `test_folder.test_a_class_in_two_unicode_forms_is_one` |
+| no image left by `--validation`; a class missing from it | one line, status 2; a line | `test_data.test_holding_back_all_images_is_an_input_error`, `test_data.test_a_class_that_is_missing_is_named` |
 | any folder at all | images, or one line | `test_folder.test_any_folder_gives_data_or_a_data_error` |
 """  # noqa: E501
 

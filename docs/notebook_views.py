@@ -122,7 +122,7 @@ def pr_curves(log: EventAccumulator) -> View:
         # Rows: TP, FP, TN, FN, precision, recall; a column for each threshold.
         values = np.reshape(proto.float_val, [dim.size for dim in proto.tensor_shape.dim])
         predicted = values[0] + values[1] > 0  # else there is no precision
-        axes.plot(values[5, predicted], values[4, predicted], label=tag.split("/", 1)[1])
+        axes.plot(values[5, predicted], values[4, predicted], label=tag.partition("pr curve/")[2])
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     name_classes(axes)

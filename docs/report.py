@@ -80,7 +80,7 @@ def draw_sections(
         ("Losses", "custom_scalars", lambda: views.scalars(log, ["training loss", loss], [RATE])),
         ("Histograms", "histograms", lambda: views.histograms(log, LAYERS)),
         ("Distributions", "distributions", lambda: views.distributions(log, LAYERS)),
-        ("Projector", "projector", lambda: views.projector(log)),
+        ("Projector", "Up to 1,000 images by their features", lambda: views.projector(log)),
         ("Filters", "filters", lambda: images(*FILTERS)),
         ("Settings", "text", lambda: settings(log, run_dir)),
         ("Time", "Ten training steps, profiled", lambda: text("where the time goes")),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import CLASSES, TEST_IMAGES, read_events, read_scalars, run_tiny
 from tensorboard.util.tensor_util import make_ndarray
 from torch.utils.tensorboard import SummaryWriter
@@ -204,7 +205,7 @@ def kind(values: list) -> str:
 
 def test_the_captions_are_those_of_the_readme(tiny_page):
     captions = report.CAPTION.findall((ROOT / "README.md").read_text(encoding="utf-8"))
-    walk = [caption for caption, name in captions if name not in ("hparams", "report")]
+    walk = [caption for caption, name in captions if name not in ("hparams", "projector", "report")]
     assert len(walk) > 10 and [c for c in walk if f"<p>{html.escape(c)}</p>" not in tiny_page] == []
 
 
@@ -237,11 +238,15 @@ def test_what_an_unfinished_run_lacks_is_said(tmp_path):
     assert {"Per class", "Projector", "Graph"} < {*missing(text)}
 
 
-def test_a_run_with_validation_shows_its_validation(tmp_path):
+def test_a_run_with_validation_shows_its_validation(tmp_path, monkeypatch):
     with SummaryWriter(tmp_path / "validated") as writer:
         for tag in ("training loss", "validation/loss", "validation/accuracy"):
             writer.add_scalar(tag, 0.25, 9)
         writer.add_scalar("test/accuracy", 0.125, 10)
+        viz.add_pr_curves(writer, torch.eye(2), torch.arange(2), ["a", "b"], 9, "validation")
+    page = Page(monkeypatch, tmp_path / "validated")
+    page.views.pr_curves(page.log)
+    assert [line.get_label() for axes in page.axes() for line in axes.lines] == ["a", "b"]
     text = write(tmp_path / "validated")
     assert "Training loss, validation loss and validation accuracy" in text
     assert "validation accuracy 25.0%" in text and "test accuracy 12.5%" in text

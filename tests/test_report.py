@@ -185,7 +185,7 @@ def missing(page: str) -> list[str]:
 
 def test_the_page_has_every_view_of_the_run(tiny_page, tiny_run):
     logged = read_events(tiny_run)
-    assert missing(tiny_page) == [] and len(headings(tiny_page)) == 15
+    assert missing(tiny_page) == [] and len(headings(tiny_page)) == 16
     drawn = set(pictures(tiny_page))
     images = {tag: v for tag, v in logged.items() if kind(v) == "images"}
     assert all(values[-1][1].tensor.string_val[2] in drawn for values in images.values())
@@ -221,7 +221,7 @@ def test_what_the_notes_views_lack_is_said(image_folder, tmp_path):
     assert headings(text) == [
         *("Curves", "Predictions", "PR curves", "Training images", "Graph", "Settings")
     ]
-    assert len(missing(text)) == 9
+    assert len(missing(text)) == 10
     command = html.unescape(re.search("<code>(python .*?)</code>", text)[1])
     again = train_cifar.parse_args(shlex.split(command)[2:])
     assert again.augment and again.lr == 0.02 and again.data == str(image_folder)

@@ -69,8 +69,8 @@ def add_training_scalars(
 ) -> None:
     """SCALARS: what explains the course of the loss, and how fast it goes.
 
-    The gradient norm is that of the last batch, still in the parameters' `.grad`: call this after
-    `backward` (and `unscale_` of a GradScaler), before `zero_grad`.
+    Gradients are those of the last batch: call this after `backward` (and `unscale_` of a
+    GradScaler), before `zero_grad`. In a dead net nearly all of them are exactly zero.
     """
     writer.add_scalar("training progress/learning rate", lr, step)
     writer.add_scalar("training progress/images per second", images_per_second, step)
@@ -79,17 +79,15 @@ def add_training_scalars(
     if norm == 0:
         warnings.warn("no gradients: call this after backward and before zero_grad", stacklevel=2)
     else:
+        zeros = sum((grad == 0).sum().item() for grad in grads) / sum(map(torch.numel, grads))
         writer.add_scalar("training progress/gradient norm", norm, step)
+        writer.add_scalar("training progress/zero gradients", zeros, step)
 
 
 def add_test_scalars(
     writer: Writer, loss: float, accuracy: float, step: int, part: str = "test"
 ) -> None:
-    """SCALARS: mean loss and accuracy (0 to 1) over the test images.
-
-    Here and below, `part` is the first word of the tag: "validation" for training images that
-    were held back.
-    """
+    """SCALARS: mean loss and accuracy (0 to 1) over images of this part: test or validation."""
     writer.add_scalar(f"{part}/loss", loss, step)
     writer.add_scalar(f"{part}/accuracy", accuracy, step)
 
@@ -200,8 +198,7 @@ def add_mistakes(
 ) -> None:
     """IMAGES: wrongly classified images (B, 1 or 3, H, W) with predicted and true class.
 
-    probs (B, C) and labels (B,) are those of the images that `worst_mistakes` found. Without a
-    mistake there is no picture.
+    probs (B, C) and labels (B,) are those of the images. Without a mistake there is no picture.
     """
     if len(images) == 0:
         return
@@ -214,12 +211,7 @@ def add_mistakes(
 
 @rc_context(STYLE)
 def add_confusion_matrix(
-    writer: Writer,
-    probs: Tensor,
-    labels: Tensor,
-    classes: Names,
-    step: int,
-    part: str = "test",
+    writer: Writer, probs: Tensor, labels: Tensor, classes: Names, step: int, part: str = "test"
 ) -> None:
     """IMAGES: how many images of each true class (row) were taken for each class (column).
 
@@ -349,15 +341,10 @@ def add_pr_curve_tensorboard(
 
 
 def add_pr_curves(
-    writer: Writer,
-    test_probs: Tensor,
-    test_labels: Tensor,
-    classes: Names,
-    step: int,
-    part: str = "test",
+    writer: Writer, probs: Tensor, labels: Tensor, classes: Names, step: int, part: str = "test"
 ) -> None:
     """PR CURVES: one curve for each class."""
-    names, probs, labels = take_in(classes, probs=test_probs, labels=test_labels)
+    names, probs, labels = take_in(classes, probs=probs, labels=labels)
     group = "pr curve" if part == "test" else f"{part}/pr curve"
     for index, name in enumerate(names):
         writer.add_pr_curve(f"{group}/{name}", labels == index, probs[:, index], step)
@@ -424,9 +411,8 @@ def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
 def add_hparams_start(writer: Writer, settings: Mapping[str, object]) -> None:
     """HPARAMS: the settings of this run, one row of the table; what is no number is shown as text.
 
-    `SummaryWriter.add_hparams` would open a second run and an Experiment record, which hides runs
-    with other settings; the session alone makes TensorBoard unite all keys and take every scalar
-    of the run as a metric.
+    `SummaryWriter.add_hparams` would open a second run, and its Experiment record hides runs with
+    other settings; the session alone makes TensorBoard unite all keys, every scalar a metric.
     """
     rows = {}
     for name, value in settings.items():
@@ -548,8 +534,7 @@ def matplotlib_imshow(
 ) -> Figure:
     """Draw images (B, 1 or 3, H, W) in their own colours, 64 at most, in rows of up to eight.
 
-    Each stands below its title, and all below `heading`. (The notes' function of this name draws a
-    single image into the current axes of Matplotlib.)
+    The notes' function of this name draws a single image into the current axes of Matplotlib.
     """
     tiles = unnormalize(fit(images[:MAX_TILES], TILE), norm)
     below, beside = TILE - tiles.shape[2], TILE - tiles.shape[3]
@@ -592,8 +577,7 @@ def fit(images: Tensor, side: int) -> Tensor:
 
 def pixel_figure(pixels: Tensor) -> Figure:
     """Return a figure of just this picture (3, H, W) from 0 to 1; axes would take most time."""
-    _, height, width = pixels.shape
-    fig = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    fig = Figure(figsize=(pixels.shape[2] / DPI, pixels.shape[1] / DPI), dpi=DPI)
     fig.figimage(pixels.permute(1, 2, 0).numpy())
     return fig
 

@@ -45,6 +45,7 @@ ALL_VIEWS = NOTES_VIEWS | {
     "training progress/learning rate": REPORTS,
     "training progress/images per second": REPORTS,
     "training progress/gradient norm": REPORTS,
+    "training progress/zero gradients": REPORTS,
     **{f"weights/{name}": REPORTS for name in LARGE},
     **{f"gradients/{name}": REPORTS for name in LARGE},
     "training batch": [5],  # the first report's

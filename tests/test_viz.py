@@ -3,6 +3,8 @@
 import contextlib
 import os
 import re
+import subprocess
+import sys
 import warnings
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import read_events
+from conftest import ROOT, read_events
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from matplotlib import rc_context
@@ -886,6 +888,42 @@ def test_a_hook_of_torchs_own_is_part_of_the_layer(writer):
     assert net.conv.weight_orig.grad is not None
 
 
+TWO_PROCESSES = """
+import sys
+import torch
+from torch import distributed, nn
+from torch.utils.tensorboard import SummaryWriter
+import viz
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+net = nn.parallel.DistributedDataParallel(nn.Sequential(*layers, nn.Linear(4, 10)))
+images, labels = torch.rand(8, 3, 16, 16) * 2 - 1, torch.arange(8)
+for step in range(2):
+    net(images).sum().backward()
+    if rank == 0:
+        with SummaryWriter(f"{folder}/run") as writer:
+            names = [str(i) for i in range(10)]
+            viz.add_net_graph(writer, net, images)
+            viz.add_predictions(writer, net, images, labels, names, step)
+assert net.training
+distributed.destroy_process_group()
+"""
+
+
+def test_the_first_of_two_processes_may_draw_alone(tmp_path):
+    commands = [[sys.executable, "-c", TWO_PROCESSES, str(rank), tmp_path] for rank in range(2)]
+    processes = [subprocess.Popen(command, cwd=ROOT) for command in commands]
+    try:
+        assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    steps = [step for step, _ in read_events(tmp_path / "run")["predictions vs. actuals"]]
+    assert steps == [0, 1]
+
+
 @pytest.mark.parametrize(
     "images, seen",
     [
@@ -965,6 +1003,15 @@ def test_settings_are_shown_as_numbers_or_as_text(writer):
     stored = content.session_start_info.hparams
     shown = {name: getattr(stored[name], stored[name].WhichOneof("kind")) for name in stored}
     assert shown == {str(name): expected for name, (_, expected) in settings.items()}
+
+
+@pytest.mark.parametrize("classes, said", [(100, False), (101, True)])
+def test_a_confusion_matrix_without_names_says_so(writer, monkeypatch, classes, said):
+    drawn = drawn_figures(monkeypatch)
+    names = [f"class {index}" for index in range(classes)]
+    viz.add_confusion_matrix(writer, torch.eye(classes), torch.arange(classes), names, 1)
+    text = drawn[0].texts[0].get_text()
+    assert (f"{classes} classes,\ntoo many for names" in text) == said
 
 
 @pytest.mark.parametrize("third", ["crane", " crane", "crane\n"])
@@ -1174,6 +1221,18 @@ def test_the_gradient_norm_is_over_all_parameters(writer):
     )
     assert values["training progress/learning rate"] == (9, pytest.approx(0.1))
     assert values["training progress/images per second"] == (9, 1234.5)
+    zeros = values["training progress/zero gradients"]
+    assert zeros == (9, pytest.approx((flat == 0).mean(), rel=1e-5))
+
+
+def test_in_a_dead_net_nearly_all_gradients_are_zero(writer):
+    net = Net()
+    with torch.no_grad():
+        net.fc2.bias.fill_(-1e3)  # the last relu lets nothing through
+    net(torch.randn(2, 3, 32, 32)).sum().backward()
+    viz.add_training_scalars(writer, net, 0.1, 1.0, 1)
+    ((_, value),) = written(writer)["training progress/zero gradients"]
+    assert value.tensor.float_val[0] == pytest.approx(1 - 10 / 62006)  # but those of the last bias
 
 
 def test_the_projector_gets_features_names_and_thumbnails(writer):

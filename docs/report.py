@@ -76,11 +76,7 @@ def draw_sections(
         ("PR curves", "prcurve", lambda: views.pr_curves(log)),
         ("Per class", "At the end of the training", lambda: text("per class")),
         ("Training images", "images", lambda: images("training images")),
-        (
-            "Training batch",
-            "Of the first report",
-            lambda: images("training batch"),
-        ),
+        ("Training batch", "Of the first report", lambda: images("training batch")),
         ("Graph", "graphs", lambda: views.graph(log)),
         ("Losses", "custom_scalars", lambda: views.scalars(log, ["training loss", loss], [RATE])),
         ("Histograms", "histograms", lambda: views.histograms(log, LAYERS)),

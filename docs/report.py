@@ -50,8 +50,9 @@ PAGE = """\
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1120px; margin: auto; padding: 0 16px }}
 section {{ border-top: 1px solid #ccc; margin-top: 32px; overflow-x: auto }}
 table {{ border-collapse: collapse; font-size: 14px }}
-th, td {{ border-bottom: 1px solid #ddd; padding: 4px 12px 4px 0; text-align: left }}
-td + td {{ overflow-wrap: anywhere; min-width: 3em }}
+th, td {{ border-bottom: 1px solid #ddd; padding: 4px 8px 4px 0; text-align: left }}
+td {{ overflow-wrap: anywhere; min-width: 3em }}
+td:first-child {{ min-width: 6em }}
 </style>
 <h1>{title}</h1>
 {body}

@@ -67,8 +67,8 @@ def look_up(results: list[dict], path: str) -> Any:
 
 def unit_of(path: str) -> str:
     """The unit of a figure: " %" of `seeds.ours.test_accuracy.median`."""
-    *_, before, last = ["", *path.split(".")]
-    name = before if last in OVER_SEEDS else last
+    parts = reversed(path.split("."))
+    name = next((p for p in parts if p not in (*OVER_SEEDS, "seeds") and not p.isdigit()), "")
     return UNITS.get(name[name.rfind("_") :], "") if "_" in name else ""
 
 

@@ -228,10 +228,11 @@ def test_a_signal_saves_and_says_how_to_go_on(image_folder, tmp_path, whole, mom
 @pytest.mark.skipif(not hasattr(os, "forkpty"), reason="needs a terminal")
 def test_a_terminal_that_is_closed_saves_the_run(image_folder, tmp_path):
     run_dir = tmp_path / "run"
+    words = [*arguments(image_folder, run_dir), "--epochs", 100, "--run-name", "run"]
     process, terminal = os.forkpty()
     if process == 0:
-        words = map(str, [*arguments(image_folder, run_dir), "--epochs", 100])
-        os._exit(train_cifar.main([*words, "--run-name", "run"]))
+        command = [sys.executable, train_cifar.__file__, *map(str, words)]
+        os.execv(sys.executable, command)
     shown = b""
     while b"epoch 2/100" not in shown:
         shown += os.read(terminal, 1000)

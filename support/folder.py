@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
-from support.errors import InputError
+from support.errors import InputError, first_line
 from support.terminal import say
 
 # A file without an ending is tried, too.
@@ -44,8 +44,7 @@ def read_folder(folder: Path, size: int) -> tuple[Part, Part, list[str]]:
     Pictures may lie in folders inside those of the classes. Classes and files are taken in sorted
     order; hidden ones are skipped. What else is left out is said in a line.
 
-    Raises:
-        InputError: the folder is not laid out like this, or a file in it is not an image.
+    Raises InputError if the folder is not laid out like this, or a file in it is not an image.
     """
     try:
         parts = train_files, test_files = find_parts(folder)
@@ -59,9 +58,8 @@ def read_folder(folder: Path, size: int) -> tuple[Part, Part, list[str]]:
             f"the training and the test part in {str(folder)!r} must hold the same classes; only "
             f"one of them has: {quoted(odd)}"
         )
-    images = read_images(
-        [path for part in parts for files in part.values() for path in files], size
-    )
+    paths = [path for part in parts for files in part.values() for path in files]
+    images = read_images(paths, size)
     train, test = (np.repeat(np.arange(len(part)), [*map(len, part.values())]) for part in parts)
     return (images[: len(train)], train), (images[len(train) :], test), list(train_files)
 
@@ -72,9 +70,7 @@ def read_folder(folder: Path, size: int) -> tuple[Part, Part, list[str]]:
 def find_parts(folder: Path) -> tuple[Files, Files]:
     """The files to train and to test on.
 
-    Raises:
-        InputError: the layout cannot be understood.
-        OSError: a folder cannot be listed.
+    Raises InputError if the layout cannot be understood, OSError if a folder cannot be listed.
     """
     if not os.path.isdir(folder):  # unlike Path.is_dir, it never raises
         raise InputError(
@@ -150,10 +146,8 @@ def files_by_class(folder: Path, skipped: list[str]) -> Files:
         files = files_below(str(of_class), {*map(str, of_class.resolve().parents)})
         pictures = [path for path in files if is_picture(path)]
         if not pictures:
-            raise InputError(
-                f"{str(of_class)!r} holds no images (other files: {len(files)}): add some, or "
-                "remove the folder"
-            )
+            others = f"other files: {len(files)}"
+            raise InputError(f"{str(of_class)!r} holds no images ({others}): add some or remove it")
         skipped += [path for path in files if not is_picture(path)]
         classes.setdefault(class_name(of_class), []).extend(pictures)
     return dict(sorted(classes.items()))
@@ -216,8 +210,7 @@ def hold_back(files: Files, folder: Path) -> Files:
 def read_images(paths: list[str], size: int) -> np.ndarray:
     """Read files into one array, uint8 (N, 3, size, size); on a terminal, with a progress bar.
 
-    Raises:
-        InputError: files cannot be read; it counts them and names the first.
+    Raises InputError if some cannot be read; it counts them and names the first.
     """
     images = np.empty((len(paths), 3, size, size), np.uint8)
     faults = []
@@ -239,8 +232,7 @@ def read_images(paths: list[str], size: int) -> np.ndarray:
 def read_image(path: str, size: int) -> np.ndarray:
     """Any image that Pillow can read, as uint8 (size, size, 3): upright, on white, resized.
 
-    Raises:
-        InputError: it is not an image, or a broken one.
+    Raises InputError if it is not an image, or a broken one.
     """
     try:
         if not os.path.isfile(path):  # opening a named pipe would wait for ever
@@ -261,8 +253,7 @@ def what_is_wrong(path: str, error: Exception) -> str:
         for pattern, meaning in FIRST_BYTES.items():
             if re.search(pattern, start, re.IGNORECASE | re.DOTALL):
                 return f"is {meaning}, or remove it"
-    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return f"is not an image that Pillow can read ({reason}): remove or replace it"
+    return f"is not an image that Pillow can read ({first_line(error)}): remove or replace it"
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:

@@ -46,9 +46,8 @@ def fetch_file(urls: Sequence[str], named: Sequence[str], path: Path, size: int,
     An earlier part is continued. Of `urls`, those in `named` are left only for a much faster one. A
     mirror that sends wrong bytes is left; where several took part, each is tried once more, alone.
 
-    Raises:
-        NoMirrorError: no mirror brings anything new; the part stays for the next time.
-        OSError: from the disk.
+    Raises NoMirrorError if no mirror brings anything new (the part stays for the next time), and
+    OSError from the disk.
     """
     part = path.with_name(f"{path.name}.part")
     groups, faults = [list(urls)], []

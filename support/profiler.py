@@ -16,7 +16,8 @@ def start_profile(device: torch.device) -> profile:
     # Below this level the profiler's C++ code writes log lines to stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     on_gpu = [ProfilerActivity.CUDA] if device.type == "cuda" else []
-    running = profile(activities=[ProfilerActivity.CPU, *on_gpu])
+    # acc_events: on a GPU some versions warn without it, though there is only one cycle.
+    running = profile(activities=[ProfilerActivity.CPU, *on_gpu], acc_events=True)
     running.start()
     return running
 

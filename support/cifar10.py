@@ -78,9 +78,10 @@ def fetch_cifar10(data_dir: str | Path, mirrors: Sequence[str] = ()) -> Path:
 def refuse_cifar10(source: Path) -> None:
     """Raise InputError, which says what to type, if `source` is CIFAR-10 as it is downloaded."""
     names = (CIFAR10.base_folder, *batch_files())
-    is_archive = source.is_file() and ("cifar-10" in source.name or is_whole_archive(source))
+    # unlike their twins of Path, these two never raise: a name may be too long
+    is_archive = os.path.isfile(source) and ("cifar-10" in source.name or is_whole_archive(source))
     is_inside = is_archive or source.name == CIFAR10.base_folder
-    if is_inside or any((source / name).exists() for name in names):
+    if is_inside or any(os.path.exists(source / name) for name in names):
         data_dir = shlex.quote(str(source.parent if is_inside else source))
         raise InputError(
             f"{str(source)!r} is CIFAR-10 as it is downloaded, no folder of images: "

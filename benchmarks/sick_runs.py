@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -81,16 +81,20 @@ SIGNS = {
         run["conv1_moved"] == 0 and run["gradient_norm"] > 3 * run["first_gradient_norm"]
     ),
     "double-softmax": lambda run, healthy: (
-        run["test_loss"] > run["epoch_1_test_loss"]
+        run["test_loss"] > run["epoch_1_test_loss"] > run["test_loss_at_0"]
         and run["test_accuracy"] > run["epoch_1_test_accuracy"]
     ),
     "softmax-over-batch": lambda run, healthy: (
-        run["first_gradient_norm"] < 0.05 * healthy["first_gradient_norm"]
+        run["first_gradient_norm"] < 0.01
         and run["epoch_1_training_loss"] > 0.98 * math.log(run["classes"])
     ),
     "rolled-labels": lambda run, healthy: is_flat(run) and run["conv1_gradient"] > 0,
-    "sorted": lambda run, healthy: run["last_class_recall"] > 0.9 and run["classes_found"] <= 2,
-    "pixels-to-255": lambda run, healthy: run["test_loss_at_0"] > 1.05 * math.log(run["classes"]),
+    "sorted": lambda run, healthy: (
+        run["last_class_recall"] > 0.9
+        and run["classes_found"] <= 2
+        and run["epoch_1_training_loss"] < 1.5
+    ),
+    "pixels-to-255": lambda run, healthy: run["test_loss_at_0"] > 1.02 * math.log(run["classes"]),
     "scaled-twice": lambda run, healthy: is_flat(run) and run["classes_found"] == 1,
     "test-in-bgr": lambda run, healthy: (
         run["epoch_1_test_loss"] > 1.1 * run["epoch_1_training_loss"]
@@ -278,9 +282,10 @@ def summarise(measured: dict[str, dict]) -> dict[str, dict]:
         results[kind] = {}
         for name, by_seed in names.items():
             healthy = names["healthy"]
-            signs = [is_seen(name, found, healthy[seed]) for seed, found in by_seed.items()]
-            results[kind][name] = measures_over_seeds(by_seed.values()) | {
-                "0": by_seed["0"],  # the run in the pictures
+            signs = [is_seen(name, one, healthy.get(seed, {})) for seed, one in by_seed.items()]
+            results[kind][name] = measures_over_seeds(by_seed) | {
+                "0": by_seed[min(by_seed)],  # the run in the pictures
+                "runs": len(by_seed),
                 "seen": sum(signs),
                 "failed": sum(found["status"] for found in by_seed.values()),
             }
@@ -289,12 +294,11 @@ def summarise(measured: dict[str, dict]) -> dict[str, dict]:
     return results | {"total_s": sum(found["run_s"] for found in measured.values())}
 
 
-def measures_over_seeds(found: Iterable[dict]) -> dict[str, dict]:
+def measures_over_seeds(by_seed: dict[str, dict]) -> dict[str, dict]:
     """Median and range of each measure that every seed has."""
-    found = list(found)
-    common = set.intersection(*(set(one) for one in found)) - {"status", "said"}
+    common = set.intersection(*map(set, by_seed.values())) - {"status", "said"}
     return {
-        key: over_seeds({str(seed): one[key] for seed, one in enumerate(found)})
+        key: over_seeds({seed: by_seed[seed][key] for seed in sorted(by_seed)})
         for key in sorted(common)
     }
 

@@ -544,6 +544,7 @@ DASHBOARDS: dict[str, Callable[[Page, str], Locator | Columns]] = {
 }
 
 LOSS_AND_ACCURACY = "training loss|test/accuracy"
+LOSS_AND_NORM = "training loss|training progress/gradient norm"
 FLAT = "healthy|dead|too-low"
 SICK = "healthy|dead|exploding|too-low|restless|restless-cured|big-batch|big-batch-cured"
 SICK += "|overfit|overfit-cured|wrong-labels|augmented"
@@ -560,6 +561,15 @@ COMPARISONS: dict[str, tuple] = {
     "sick/augmented_loss": ("augmented", both_losses),
     "sick/hparams_table": (SICK, table),
     "sick/hparams_parallel": (SICK, parallel_coordinates),
+    "bugs/no-zero-grad": ("healthy|no-zero-grad", charts, LOSS_AND_NORM, True),
+    "bugs/no-step": ("healthy|no-step", histograms_of, "weights/conv1.weight"),
+    "bugs/other-net": ("no-step|other-net", charts, LOSS_AND_NORM),
+    "bugs/double-softmax": ("healthy|double-softmax", charts, "test/loss|test/accuracy"),
+    "bugs/softmax-over-batch": ("healthy|softmax-over-batch", charts, LOSS_AND_NORM, True),
+    "bugs/sorted": ("healthy|sorted", images_of, "test/confusion matrix"),
+    "bugs/pixels-to-255": ("healthy|pixels-to-255", charts, "test/loss|training loss"),
+    "bugs/test-in-bgr": ("healthy|test-in-bgr", charts, "test/loss|training loss"),
+    "bugs/test-in-bgr-images": ("healthy|test-in-bgr", images_of, "predictions vs. actuals"),
 }  # name: the runs that it is about ("a|b"), what shows them, and what of them
 
 

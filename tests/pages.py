@@ -201,7 +201,9 @@ class Reader:
         lexer.wordchars += "%:@=,"
         words = list(lexer)
         for word in words:
-            assert not set(word) & set("();<>|&"), f"{command}: {word!r} is not checked"
+            assert not set(word.replace(">=", "")) & set("();<>|&"), (
+                f"{command}: {word!r} is not checked"
+            )
         return words
 
     def read(self, words: list[str], line: str) -> None:

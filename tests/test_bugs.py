@@ -12,12 +12,14 @@ import pytest
 import sick_runs
 import torch
 from conftest import ROOT, read_events, run_tiny
+from pages import Page
 
 LESSON = [part.removesuffix(".py") for part in bugs.LESSON]
 SETTINGS = "--batch-size 8 --lr 0.02 --epochs 3 --report-every 40".split()
 MORE = {  # settings with which the tiny images show a sign that they do not show otherwise
     "no-zero-grad": ["--lr", "0.003"],
-    "double-softmax": "--wrong-labels 0.3 --epochs 6 --lr 0.05".split(),
+    "double-softmax": "--wrong-labels 0.5 --epochs 4 --lr 0.1 --batch-size 4".split(),
+    "softmax-over-batch": ["--batch-size", "32"],
     "sorted": "--epochs 1 --batch-size 2".split(),
     "test-in-bgr": "--epochs 1 --batch-size 2".split(),
 }
@@ -83,6 +85,19 @@ def test_dropout_at_test_answers_the_same_question_in_two_ways(name, same, lesso
     net = runpy.run_path(str(lesson / "model.py"))["Net"]().eval()
     images = torch.ones(1, 3, 32, 32)
     assert torch.equal(net(images), net(images)) is same
+
+
+@pytest.mark.parametrize("page", ["docs/bugs.md", "docs/bugs.zh-CN.md"])
+def test_the_page_shows_each_bug_with_its_line(page, lesson):
+    diffs = iter(block.code for block in Page(page).blocks if block.language == "diff")
+    for name in [name for name in bugs.BUGS if name != "dropout"]:
+        shutil.copy(ROOT / bugs.BUGS[name].file, lesson)
+        made = bugs.apply(bugs.BUGS[name], lesson).splitlines()[2:]
+        shown, changed = (
+            [line[0] + line[1:].strip() for line in lines if line[0] in "+-"]
+            for lines in (next(diffs).splitlines(), made)
+        )
+        assert shown == changed, name
 
 
 def test_a_line_that_is_not_there_names_the_bug(lesson):

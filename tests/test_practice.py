@@ -3,10 +3,11 @@
 import re
 from pathlib import Path
 
-import practice
 import pytest
 from conftest import ROOT, read_events, run_tiny
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+import practice
 
 RUNS = sorted((ROOT / "practice" / "runs").glob("*"))
 TAGS = {

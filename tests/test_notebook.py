@@ -162,7 +162,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module", params=[maker.ENGLISH, maker.CHINESE], ids=["English", "Chinese"])
-def executed(request, folder) -> str:
+def executed(request, folder, tmp_path_factory) -> str:
     """A notebook with its outputs, and with two cells more at its end.
 
     The Chinese one goes after the English one, in the same folder: its training is resumed.
@@ -177,8 +177,7 @@ def executed(request, folder) -> str:
     killed["metadata"]["tags"] = ["raises-exception"]
     notebook["cells"] += [ask | {"id": "ask"}, killed | {"id": "killed"}]
     (folder / "notebook.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
-    information = folder / "temporary"
-    information.mkdir(exist_ok=True)
+    information = tmp_path_factory.mktemp("temporary")  # its own: no TensorBoard is found in it
     env = {key: value for key, value in os.environ.items() if key != "TENSORBOARD_PROXY_URL"} | {
         "JUPYTER_PATH": str(folder / "jupyter"),
         "JUPYTER_PLATFORM_DIRS": "1",

@@ -301,20 +301,40 @@ def test_a_dead_address_costs_nobody_anything(tmp_path, tiny, server):
         assert f"mirror {url}" in {thread.name for thread in threading.enumerate()}
 
 
-def test_wrong_bytes_are_thrown_away_and_their_mirror_left(tmp_path, tiny, server, capsys):
-    fetch_cifar10(tmp_path, [server.url(habit) for habit in ["wrong", "rate200", "rate100"]])
+@pytest.fixture
+def go_on_after(server, monkeypatch):
+    """Mirrors of the habit "rate" have no limit any more when a certain word has been said."""
+
+    def listen(word: str) -> list[str]:
+        said = []
+
+        def say(line: str) -> None:
+            said.append(line)
+            if word in line:
+                server.go_on.set()
+
+        monkeypatch.setattr(mirrors, "print_on_stderr", say)
+        return said
+
+    return listen
+
+
+def test_wrong_bytes_are_thrown_away_and_their_mirror_left(tmp_path, tiny, server, go_on_after):
+    said = go_on_after("wrong bytes")
+    fetch_cifar10(tmp_path, [server.url(habit) for habit in ["wrong", "rate1", "rate2"]])
     assert_whole(tmp_path, tiny)
-    assert sorted(server.habits()[:3]) == ["rate100", "rate200", "wrong"]
-    assert sorted(server.habits()[3:]) == ["rate100", "rate200"]
-    assert f"{server.url('wrong')}: wrong bytes (md5)" in capsys.readouterr().err
+    assert sorted(server.habits()[:3]) == ["rate1", "rate2", "wrong"]
+    assert sorted(server.habits()[3:]) == ["rate1", "rate2"]
+    assert f"{server.url('wrong')}: wrong bytes (md5); starting again" in said
 
 
-def test_of_two_mirrors_the_wrong_one_is_found(tmp_path, tiny, server, capsys):
-    good, wrong = server.url("rate200"), server.url("wrong_half")
+def test_of_two_mirrors_the_wrong_one_is_found(tmp_path, tiny, server, go_on_after):
+    said = go_on_after("broke off")
+    good, wrong = server.url("rate1"), server.url("wrong_half")
     fetch_cifar10(tmp_path, [wrong, good])
     assert_whole(tmp_path, tiny)
     # Half from the wrong one, the rest from the other; then all from one of them.
-    assert f"{good}, {wrong}: wrong bytes (md5)" in capsys.readouterr().err
+    assert f"{good}, {wrong}: wrong bytes (md5); starting again" in said
 
 
 def test_control_characters_of_a_server_reach_nobody(tmp_path, tiny, server, capsys):
@@ -335,6 +355,7 @@ def test_faults_are_gathered(tmp_path, server, monkeypatch):
 
 def test_every_response_is_closed(tmp_path, server, short, monkeypatch):
     """Python 3.14 warns of those that are not, when it happens to find them."""
+    monkeypatch.setattr(mirrors, "PATIENCE_S", 20.0)
     responses, errors, closed = [], [], set()
     begin_response, begin_error, close = (
         HTTPResponse.__init__,

@@ -477,7 +477,7 @@ def test_a_net_no_better_than_chance_is_noted(capsys, labels, accuracy, noted):
 @pytest.mark.parametrize("more", [[], ["--batch-size=32"], ["--lr=0.1"], ["--schedule=onecycle"]])
 def test_patience_is_asked_for_with_the_defaults_only(more):
     loader = [None] * 25_000
-    shapes = data.Data(loader, loader, [], "shapes", True)
+    shapes = data.Data(loader, loader, [], "shapes", True, loader)
     run = SimpleNamespace(args=train_cifar.parse_args(more), data=shapes, is_new=True)
     assert (PATIENCE_NOTE in notes(run)) == (more == [])
 

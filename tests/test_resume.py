@@ -124,7 +124,7 @@ def test_kills_with_onecycle_augmentation_and_images_held_back(image_folder, tmp
 
 def tear_an_event() -> None:
     """Die when half of an event has reached the disk."""
-    original, left = LocalFileSystem.append, 30
+    original, left = LocalFileSystem.append, 38
 
     def append(self, filename: bytes, content: bytes, binary_mode: bool = False) -> None:
         nonlocal left

@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import figures
+from figures import ROOT
 
-ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))
 RESULTS = ROOT / "benchmarks" / "results.json"
 UNFINISHED = RESULTS.with_suffix(".jsonl")

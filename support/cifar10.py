@@ -55,8 +55,8 @@ def fetch_cifar10(data_dir: str | Path, mirrors: Sequence[str] = ()) -> Path:
     data_dir = Path(data_dir)
     named = mirror_urls([*mirrors, *os.environ.get("CIFAR10_MIRROR", "").split()])
     try:
-        folder = find_folder(data_dir)
-        if not faults(folder):
+        folder, wrong = find_folder(data_dir)
+        if not wrong:
             return folder
         data_dir.mkdir(parents=True, exist_ok=True)
         with locked(data_dir):
@@ -109,11 +109,15 @@ def faults(folder: Path) -> dict[str, str]:
     return {name: "damaged" if (folder / name).exists() else "missing" for name in wrong}
 
 
-def find_folder(data_dir: Path) -> Path:
-    """The best of the places where the unpacked files may be; the usual one if they are nowhere."""
+def find_folder(data_dir: Path) -> tuple[Path, dict[str, str]]:
+    """The best of the places where the unpacked files may be, and what is wrong with them there.
+
+    It is the usual one if they are nowhere.
+    """
     usual = data_dir / CIFAR10.base_folder
     deeper = sorted(data_dir.glob(f"*/{CIFAR10.base_folder}"))
-    return min([usual, data_dir, *deeper], key=lambda folder: len(faults(folder)))
+    found = [(folder, faults(folder)) for folder in (usual, data_dir, *deeper)]
+    return min(found, key=lambda place: len(place[1]))
 
 
 def describe(folder: Path, wrong: dict[str, str]) -> str:

@@ -129,7 +129,8 @@ class Run:
         # make a GPU wait.
         self.losses = torch.zeros(self.report_batches, device=processes.device)
         loaders = data.train_loader, data.test_loader, data.validation_loader
-        self.data_checksum = data_checksum(*(loader.dataset for loader in loaders))
+        parts = dict.fromkeys(loader.dataset for loader in loaders)  # the last two may be one
+        self.data_checksum = data_checksum(*parts)
         self.lock: FileLock | None = None  # the first process holds it
         if state:
             self.restore(state)

@@ -49,7 +49,8 @@ def exit_status(main: Callable[[list[str] | None], None]) -> Callable[[list[str]
         prepare_streams()
         before = threading.excepthook, sys.argv
         threading.excepthook = report_thread_error
-        if argv is not None and Path(sys.argv[0]).stem.endswith("kernel_launcher"):  # in a notebook
+        is_typed = hasattr(sys.modules["__main__"], "__file__")  # not so in a notebook or a shell
+        if argv is not None and not is_typed and Path(sys.argv[0]).name != PROGRAM:
             sys.argv = [PROGRAM, *argv]  # for the commands that are printed
         try:
             check_pytorch()

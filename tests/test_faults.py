@@ -269,6 +269,7 @@ def test_in_a_notebook_the_commands_name_the_script(monkeypatch, capsys):
 
     before = ["/usr/lib/ipykernel_launcher.py", "-f", "kernel.json"], threading.excepthook
     monkeypatch.setattr(sys, "argv", before[0])
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)  # xdist has none
     assert main(["--epochs", "1"]) == 0
     resume_line, command = capsys.readouterr().out.splitlines()
     assert resume_line.endswith(" train_cifar.py --resume runs/x")

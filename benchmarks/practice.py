@@ -10,7 +10,7 @@ import argparse
 import random
 import re
 import tempfile
-from collections import Counter, defaultdict
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,10 +26,7 @@ HEALTHY = ("healthy", "augmented")
 SICK = ("dead", "too-low", "restless", "big-batch", "overfit", "wrong-labels")
 SICK += ("no-zero-grad", "no-step", "other-net", "double-softmax", "rolled-labels", "sorted")
 SICK += ("pixels-to-255", "scaled-twice", "test-in-bgr")
-# Tags that would tell what to find out.
-GIVES_AWAY = re.compile(
-    "_hparams_|settings|where the time goes|progress/(learning rate|images per second)"
-)
+GIVES_AWAY = re.compile("_hparams_|settings|where the time|learning rate|images per second")  # tags
 FILE_NAME = "events.out.tfevents.1"  # TensorBoard's own has the time, the host and the process
 
 
@@ -42,15 +39,12 @@ def answers(seed: int) -> dict[str, str]:
 
 
 def thin(events: list[Event]) -> list[Event]:
-    """Leave out what gives the answer away, and most of what takes much space.
-
-    Of each event at most one value is looked at: SummaryWriter writes no more.
-    """
+    """Leave out what gives the answer away, and most of what takes much space."""
     tags = Counter(value.tag for event in events for value in event.summary.value)
-    seen: dict[str, int] = defaultdict(int)
+    seen: Counter = Counter()
     left = []
     for event in events:
-        for value in event.summary.value:
+        for value in event.summary.value:  # one at most: SummaryWriter writes no more
             seen[value.tag] += 1
             if not is_kept(value, seen[value.tag], tags[value.tag]):
                 break
@@ -85,27 +79,19 @@ def make(name: str, data: str, seed: int, folder: Path, log_dir: Path) -> None:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Make runs to practise on.")
-    parser.add_argument("--data", default="shapes", help="a folder of images, or shapes")
-    parser.add_argument("--seed", type=int, default=SEED, help="another seed, another set")
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "practice", help="the runs go to OUT/runs"
-    )
-    parser.add_argument("--jobs", type=int, default=1, help="how many runs at once")
+    add = parser.add_argument
+    add("--data", default="shapes", help="a folder of images, or shapes")
+    add("--seed", type=int, default=SEED, help="another seed, another set")
+    add("--out", type=Path, default=ROOT / "practice", help="the runs go to OUT/runs")
+    add("--jobs", type=int, default=1, help="how many runs at once")
     args = parser.parse_args()
 
-    names = answers(args.seed)
-    with tempfile.TemporaryDirectory() as log_dir, ThreadPoolExecutor(args.jobs) as pool:
-        made = [
-            pool.submit(
-                make,
-                name,
-                args.data,
-                1000 + 10 * args.seed + place,  # the pages show the seeds from 0 on
-                args.out / "runs" / letter,
-                Path(log_dir),
-            )
-            for place, (letter, name) in enumerate(names.items())
-        ]
+    names, first = answers(args.seed), 1000 + 10 * args.seed  # the pages show the seeds from 0 on
+    made = []
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
+        for seed, (letter, name) in enumerate(names.items(), first):
+            out = args.out / "runs" / letter
+            made.append(pool.submit(make, name, args.data, seed, out, Path(folder)))
         for one in made:
             one.result()
     for letter, name in names.items():

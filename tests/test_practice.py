@@ -10,21 +10,11 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 import practice
 
 RUNS = sorted((ROOT / "practice" / "runs").glob("*"))
-TAGS = {
-    "training loss",
-    "test/loss",
-    "test/accuracy",
-    "training progress/gradient norm",
-    "training images",
-    "training batch",
-    "predictions vs. actuals",
-    "test/confusion matrix",
-    "test/worst mistakes",
-    "what the net sees/filters",
-    "weights/conv1.weight",
-    "gradients/conv1.weight",
-    "per class/text_summary",
-}
+made = pytest.mark.skipif(not RUNS, reason="the practice runs have not been made")
+TAGS = {"training loss", "test/loss", "test/accuracy", "training progress/gradient norm"}
+TAGS |= {"training images", "training batch", "predictions vs. actuals", "test/confusion matrix"}
+TAGS |= {"test/worst mistakes", "what the net sees/filters", "per class/text_summary"}
+TAGS |= {"weights/conv1.weight", "gradients/conv1.weight"}
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +41,9 @@ def test_a_run_holds_what_the_pages_speak_of_and_no_answer(run_dir, request):
     for tag in ("training progress/learning rate", "where the time goes/text_summary"):
         assert tag not in events
     assert not [tag for tag in events if re.search("hparams|settings|second", tag)]
-    names = [*practice.SICK, *practice.HEALTHY, "bugs.py", "train_cifar", str(Path.home())]
     content = path.read_bytes()
-    assert not [name for name in names if f"{name}".encode() in content and len(name) > 6]
+    names = [*practice.SICK, *practice.HEALTHY, "bugs.py", "train_cifar", str(Path.home())]
+    assert not [name for name in names if name.encode() in content and len(name) > 6]
     for event in LegacyEventFileLoader(str(path)).Load():
         assert event.wall_time == 1.7e9 + event.step
 
@@ -70,12 +60,8 @@ def test_most_of_a_run_is_left_out_but_no_scalar(thinned):
     assert [step for step, _ in events["weights/conv1.weight"]] == [5, 20, 40, 60]
     assert [step for step, _ in events["predictions vs. actuals"]] == [5, 60]
     assert [step for step, _ in events["test/confusion matrix"]] == [60]
-    graphs = [
-        event.graph_def
-        for event in LegacyEventFileLoader(str(next(thinned.iterdir()))).Load()
-        if event.HasField("graph_def")
-    ]
-    assert len(graphs) == 1
+    events = LegacyEventFileLoader(str(next(thinned.iterdir()))).Load()
+    assert sum(event.HasField("graph_def") for event in events) == 1
 
 
 def test_every_set_has_two_healthy_runs_among_eight():
@@ -85,7 +71,7 @@ def test_every_set_has_two_healthy_runs_among_eight():
     assert practice.answers(1) != practice.answers(2)
 
 
-@pytest.mark.skipif(not RUNS, reason="the practice runs have not been made")
+@made
 @pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
 def test_the_answers_on_the_page_are_those_of_the_maker(page):
     assert [run_dir.name for run_dir in RUNS] == list(practice.LETTERS)
@@ -94,7 +80,7 @@ def test_the_answers_on_the_page_are_those_of_the_maker(page):
     assert given == practice.answers(practice.SEED)
 
 
-@pytest.mark.skipif(not RUNS, reason="the practice runs have not been made")
+@made
 def test_all_of_practice_is_small():
     files = [path for path in (ROOT / "practice").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 4_000_000

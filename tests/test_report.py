@@ -4,69 +4,58 @@ import html
 import re
 import shlex
 import shutil
-import sys
 from base64 import b64decode
+from collections.abc import Callable
 from pathlib import Path
 
+import notebook_views as views
 import numpy as np
 import pytest
+import report
 import torch
-from conftest import CLASSES, TEST_IMAGES, read_events, read_scalars, run_tiny
+from conftest import CLASSES, ROOT, TEST_IMAGES, read_events, read_scalars, run_tiny
+from matplotlib.axes import Axes
 from tensorboard.util.tensor_util import make_ndarray
 from torch.utils.tensorboard import SummaryWriter
 
 import train_cifar
 import viz
 
-ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "docs"))
-
-import notebook_views  # noqa: E402
-import report  # noqa: E402
-
-
-class Page:
-    """A run that was read, and the figures that the views drew of it."""
-
-    def __init__(self, monkeypatch, run_dir: Path):
-        self.views, self.log, self.figures = (
-            notebook_views,
-            notebook_views.read_run(str(run_dir)),
-            [],
-        )
-        chart = notebook_views.chart
-
-        def keep(figure, name):
-            self.figures.append(figure)
-            return chart(figure, name)
-
-        monkeypatch.setattr(notebook_views, "chart", keep)
-
-    def axes(self) -> list:
-        """Each figure has a chart."""
-        return [axes for figure in self.figures for axes in figure.axes]
-
 
 @pytest.fixture
-def page(tiny_run, monkeypatch):
-    return Page(monkeypatch, tiny_run)
+def draw(monkeypatch) -> Callable[..., list[Axes]]:
+    """Draw a view of a run; returns what is on it, a chart for each figure."""
+
+    def draw(view: Callable, run_dir: Path, *args) -> list[Axes]:
+        charts, chart = [], views.chart
+
+        def keep(figure, name):
+            charts.extend(figure.axes)
+            return chart(figure, name)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(views, "chart", keep)
+            view(views.read_run(str(run_dir)), *args)
+        return charts
+
+    return draw
 
 
-def test_a_chart_has_the_points_that_were_logged(page, tiny_run):
-    page.views.scalars(page.log, ["training loss", "test/loss"], ["test/accuracy"])
-    losses, accuracy = page.axes()
-    drawn = {line.get_label(): line.get_xydata() for line in [*losses.lines, *accuracy.lines]}
-    assert [line.get_label() for line in losses.lines] == ["training loss", "test/loss"]
-    assert set(drawn) == {"training loss", "test/loss", "test/accuracy"}
+def test_a_chart_has_the_points_that_were_logged(draw, tiny_run):
+    tags = [["training loss", "test/loss"], ["test/accuracy"]]
+    charts = draw(views.scalars, tiny_run, *tags)
+    assert [[line.get_label() for line in chart.lines] for chart in charts] == tags
     logged = read_scalars(tiny_run)
-    for tag, points in drawn.items():
-        assert points.tolist() == pytest.approx(np.array(logged[tag]), rel=1e-6), tag
+    for line in [line for chart in charts for line in chart.lines]:
+        points = np.array(logged[line.get_label()])
+        assert line.get_xydata().tolist() == pytest.approx(points, rel=1e-6)
 
 
-def test_a_picture_is_the_one_that_was_logged(page, tiny_run):
+def test_a_picture_is_the_one_that_was_logged(tiny_run):
     logged = read_events(tiny_run)["predictions vs. actuals"]
     assert len(logged) > 2
-    view = page.views.images(page.log, "predictions vs. actuals", reports=(0, -1))
+    log = views.read_run(str(tiny_run))
+    view = views.images(log, "predictions vs. actuals", reports=(0, -1))
     expected = [value.tensor.string_val[2] for _, value in (logged[0], logged[-1])]
     assert pictures(view) == expected
     steps = re.findall("<em>predictions vs. actuals</em>, step (.+?)<", view)
@@ -78,12 +67,12 @@ def pictures(page: str) -> list[bytes]:
     return [*map(b64decode, re.findall(r'src="data:image/png;base64,(.*?)"', page))]
 
 
-def test_pr_curves_are_those_of_the_last_epoch(page, tiny_run):
-    page.views.pr_curves(page.log)
-    (chart,) = page.axes()
+def test_pr_curves_are_those_of_the_last_epoch(draw, tiny_run):
+    (chart,) = draw(views.pr_curves, tiny_run)
     assert [line.get_label() for line in chart.lines] == CLASSES
+    events = read_events(tiny_run)
     for line in chart.lines:
-        _, value = read_events(tiny_run)[f"pr curve/{line.get_label()}"][-1]
+        _, value = events[f"pr curve/{line.get_label()}"][-1]
         tp, fp, _, fn, _, _ = make_ndarray(value.tensor)
         some = tp + fp > 0
         recall, precision = tp[some] / (tp + fn)[some], tp[some] / (tp + fp)[some]
@@ -91,9 +80,8 @@ def test_pr_curves_are_those_of_the_last_epoch(page, tiny_run):
         assert line.get_ydata() == pytest.approx(precision, abs=1e-6)
 
 
-def test_the_graph_has_the_layers_in_order_and_their_shapes(page):
-    page.views.graph(page.log)
-    (chart,) = page.axes()
+def test_the_graph_has_the_layers_in_order_and_their_shapes(draw, tiny_run):
+    (chart,) = draw(views.graph, tiny_run)
     texts = {-text.get_position()[1]: text.get_text() for text in chart.texts}
     in_order = [texts[row] for row in sorted(texts)]
     assert in_order[0] == "images  →  3×32×32"
@@ -102,55 +90,42 @@ def test_the_graph_has_the_layers_in_order_and_their_shapes(page):
     assert all(re.match(f"{e}$", text) for e, text in zip(expected, layers, strict=True))
 
 
-def test_histograms_and_distributions_have_a_slice_for_each_report(page, tiny_run):
-    tags = ["weights/conv1.weight", "gradients/fc3.weight"]
-    page.views.histograms(page.log, tags)
-    page.views.distributions(page.log, tags)
-    charts = page.axes()
-    histograms, distributions = charts[:2], charts[2:]
-    events = read_events(tiny_run)
+def test_histograms_and_distributions_have_a_slice_for_each_report(draw, tiny_run):
+    """The newest slice lies lowest and in front."""
+    tags, events = ["weights/conv1.weight", "gradients/fc3.weight"], read_events(tiny_run)
+    histograms = draw(views.histograms, tiny_run, tags)
+    distributions = draw(views.distributions, tiny_run, tags)
     for tag, slices, bands in zip(tags, histograms, distributions, strict=True):
         assert slices.get_title() == bands.get_title() == tag
-        assert len(slices.collections) == len(events[tag])
+        boxes = [c.get_paths()[0].get_extents() for c in slices.collections]
+        largest = [make_ndarray(value.tensor)[:, 2].max() for _, value in events[tag]]
+        assert [box.height for box in boxes] == pytest.approx(largest)
+        assert sorted((box.y0 for box in boxes), reverse=True) == [box.y0 for box in boxes]
+        assert [c.get_zorder() for c in slices.collections] == [*range(len(boxes))]
         median = bands.lines[0].get_xydata()
         assert median[:, 0].tolist() == [step for step, _ in events[tag]]
         lowest, highest = bands.dataLim.intervaly  # the outer band: the smallest and largest value
         assert lowest < median[:, 1].min() and median[:, 1].max() < highest
-        heights = [c.get_paths()[0].get_extents().height for c in slices.collections]
-        largest = [make_ndarray(value.tensor)[:, 2].max() for _, value in events[tag]]
-        assert heights == pytest.approx(largest)
 
 
-def test_the_newest_slice_lies_lowest_and_in_front(page):
-    page.views.histograms(page.log, ["weights/conv1.weight"])
-    (chart,) = page.axes()
-    bottoms = [c.get_paths()[0].get_extents().y0 for c in chart.collections]
-    assert bottoms == sorted(bottoms, reverse=True)
-    assert [c.get_zorder() for c in chart.collections] == [*range(len(bottoms))]
-
-
-def test_the_projector_has_every_test_image_by_its_label(page):
-    page.views.projector(page.log)
-    (chart,) = page.axes()
-    assert {c.get_label(): len(c.get_offsets()) for c in chart.collections} == dict.fromkeys(
-        CLASSES, TEST_IMAGES
-    )
+def test_the_projector_has_every_test_image_by_its_label(draw, tiny_run):
+    (chart,) = draw(views.projector, tiny_run)
+    counts = {c.get_label(): len(c.get_offsets()) for c in chart.collections}
+    assert counts == dict.fromkeys(CLASSES, TEST_IMAGES)
     points = np.concatenate([c.get_offsets() for c in chart.collections])
     spread = points.std(axis=0)
     assert spread[0] > spread[1] > 0 and abs(np.corrcoef(points.T)[0, 1]) < 1e-6  # PCA
 
 
-def test_tables_have_the_settings_and_results(page, tiny_run, tmp_path):
-    log_dir = tmp_path / "runs"
-    shutil.copytree(tiny_run, log_dir / "tiny")
-    with SummaryWriter(log_dir / "other") as writer:  # of a program that logs no settings
+def test_the_table_of_runs_has_their_settings_and_results(tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "tiny")
+    with SummaryWriter(tmp_path / "other") as writer:  # of a program that logs no settings
         writer.add_scalar("test/accuracy", 0.5, 1)
-    head, row = cells(page.views.hparams(str(log_dir)))
+    head, row = cells(views.hparams(str(tmp_path)))
     accuracy = read_scalars(tiny_run)["test/accuracy"][-1][1]
     named = dict(zip(head, row, strict=True))
     assert (named["run"], named["lr"], named["batch size"]) == ("tiny", "0.02", "8")
     assert named["test/accuracy"] == f"{accuracy:.3f}"
-    assert ["lr", "0.02"] in cells(page.views.text(page.log, "settings"))
 
 
 def cells(page: str) -> list[list[str]]:
@@ -168,12 +143,6 @@ def write(run_dir: Path) -> str:
     return (run_dir / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def tiny_page(tiny_run, tmp_path_factory) -> str:
-    """The page of a finished run with all views."""
-    return write(shutil.copytree(tiny_run, tmp_path_factory.mktemp("report") / "tiny"))
-
-
 def headings(page: str) -> list[str]:
     return re.findall("<h2>(.*?)</h2>", page)
 
@@ -183,44 +152,34 @@ def missing(page: str) -> list[str]:
     return found[1].split(", ") if found else []
 
 
-def test_the_page_has_every_view_of_the_run(tiny_page, tiny_run):
-    logged = read_events(tiny_run)
-    assert missing(tiny_page) == [] and len(headings(tiny_page)) == 16
-    drawn = set(pictures(tiny_page))
-    images = {tag: v for tag, v in logged.items() if kind(v) == "images"}
-    assert all(values[-1][1].tensor.string_val[2] in drawn for values in images.values())
-    tables = [v[-1][1].tensor.string_val[0].decode() for v in logged.values() if kind(v) == "text"]
-    rows = cells(tiny_page)
-    for table in tables:
-        for line in table.splitlines()[2:]:
-            row = [html.unescape(cell.strip()) for cell in line.strip("|").split("|")]
-            assert row in rows
+def test_the_page_has_every_view_of_the_run_and_can_be_mailed(tiny_run, tmp_path):
+    page, logged = write(shutil.copytree(tiny_run, tmp_path / "tiny")), read_events(tiny_run)
+    assert missing(page) == [] and len(headings(page)) == 16
+    last = {"images": [], "text": []}
+    for values in logged.values():
+        _, value = values[-1]
+        last.setdefault(value.metadata.plugin_data.plugin_name, []).append(value.tensor.string_val)
+    assert {strings[2] for strings in last["images"]} <= {*pictures(page)}
+    rows = cells(page)
+    for line in [line for (table,) in last["text"] for line in table.decode().splitlines()[2:]]:
+        assert [html.unescape(cell.strip()) for cell in line.strip("|").split("|")] in rows
     accuracy = read_scalars(tiny_run)["test/accuracy"][-1][1]
-    assert f"test accuracy {accuracy:.1%}" in tiny_page
+    assert f"test accuracy {accuracy:.1%}" in page
 
-
-def kind(values: list) -> str:
-    return values[0][1].metadata.plugin_data.plugin_name
-
-
-def test_the_captions_are_those_of_the_readme(tiny_page):
     captions = report.CAPTION.findall((ROOT / "README.md").read_text(encoding="utf-8"))
     walk = [caption for caption, name in captions if name not in ("hparams", "projector", "report")]
-    assert len(walk) > 10 and [c for c in walk if f"<p>{html.escape(c)}</p>" not in tiny_page] == []
+    assert len(walk) > 10 and [c for c in walk if f"<p>{html.escape(c)}</p>" not in page] == []
 
-
-def test_the_page_asks_no_network_and_can_be_mailed(tiny_page):
-    links = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(.{5})""", tiny_page)
+    links = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(.{5})""", page)
     assert links and set(links) == {"data:"}
-    assert "default-src 'none'" in tiny_page  # a browser refuses what we might have overlooked
-    assert len(tiny_page.encode()) < 3_000_000
+    assert "default-src 'none'" in page  # a browser refuses what we might have overlooked
+    assert len(page.encode()) < 3_000_000
 
 
 def test_what_the_notes_views_lack_is_said(image_folder, tmp_path):
     text = write(run_tiny(image_folder, tmp_path / "runs", "--views", "notes", "--augment"))
-    assert headings(text) == [
-        *("Curves", "Predictions", "PR curves", "Training images", "Graph", "Settings")
-    ]
+    expected = "Curves, Predictions, PR curves, Training images, Graph, Settings"
+    assert headings(text) == expected.split(", ")
     assert len(missing(text)) == 10
     command = html.unescape(re.search("<code>(python .*?)</code>", text)[1])
     again = train_cifar.parse_args(shlex.split(command)[2:])
@@ -238,16 +197,15 @@ def test_what_an_unfinished_run_lacks_is_said(tmp_path):
     assert {"Per class", "Projector", "Graph"} < {*missing(text)}
 
 
-def test_a_run_with_validation_shows_its_validation(tmp_path, monkeypatch):
-    with SummaryWriter(tmp_path / "validated") as writer:
+def test_a_run_with_validation_shows_its_validation(draw, tmp_path):
+    with SummaryWriter(tmp_path) as writer:
         for tag in ("training loss", "validation/loss", "validation/accuracy"):
             writer.add_scalar(tag, 0.25, 9)
         writer.add_scalar("test/accuracy", 0.125, 10)
         viz.add_pr_curves(writer, torch.eye(2), torch.arange(2), ["a", "b"], 9, "validation")
-    page = Page(monkeypatch, tmp_path / "validated")
-    page.views.pr_curves(page.log)
-    assert [line.get_label() for axes in page.axes() for line in axes.lines] == ["a", "b"]
-    text = write(tmp_path / "validated")
+    (chart,) = draw(views.pr_curves, tmp_path)
+    assert [line.get_label() for line in chart.lines] == ["a", "b"]
+    text = write(tmp_path)
     assert "Training loss, validation loss and validation accuracy" in text
     assert "validation accuracy 25.0%" in text and "test accuracy 12.5%" in text
 

@@ -1,25 +1,18 @@
 """A small stand-in for CIFAR-10's archive, and a server on this machine with every bad habit.
 
-For tests of the download and of the command line. A test module gets the fixtures with
-`tiny, server = cifar_server.tiny, cifar_server.server`; `run_script` runs a script in a process of
-its own, with `tiny` in the place of the real CIFAR-10 and no built-in mirrors.
+A test module gets the fixtures with `tiny, server = cifar_server.tiny, cifar_server.server`.
 """
 
 import hashlib
 import io
-import json
-import os
 import pickle
 import re
-import subprocess
-import sys
 import tarfile
 import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,26 +20,10 @@ from torchvision.datasets import CIFAR10
 
 from support import cifar10, mirrors
 
-ROOT = Path(__file__).resolve().parent.parent
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 PROBE_BYTES = 4096  # the tiny archive has about 180,000
 TRAIN_FILES = [f"data_batch_{n}" for n in range(1, 6)]
-
-# Runs SCRIPT with the constants of a JSON file: run_tiny.py CONSTANTS SCRIPT ARGUMENT...
-RUN_TINY = """\
-import json, pathlib, runpy, sys
-constants, script, *arguments = sys.argv[1:]
-sys.path.insert(0, str(pathlib.Path(script).resolve().parent))
-sys.path.insert(0, {root!r})
-from torchvision.datasets import CIFAR10
-from support import cifar10, mirrors
-owners = {{"cifar10": cifar10, "mirrors": mirrors, "CIFAR10": CIFAR10}}
-for owner, values in json.loads(pathlib.Path(constants).read_text()).items():
-    for name, value in values.items():
-        setattr(owners[owner], name, value)
-sys.argv = [script, *arguments]
-runpy.run_path(script, run_name="__main__")
-"""
+PER_FILE = 10  # images: 30 kB
 
 
 def md5(content: bytes) -> str:
@@ -73,39 +50,33 @@ class TinyCifar:
     images: dict[bool, np.ndarray]  # train? -> (N, 32, 32, 3) uint8
     labels: dict[bool, list[int]]
 
-    def constants(self) -> dict[str, dict]:
-        """What stands in `cifar10` and `CIFAR10` for the real archive."""
+    def put(self, patch: pytest.MonkeyPatch) -> None:
+        """Put it in the place of the real CIFAR-10, without mirrors, in this process."""
         sums = [[name, md5(content)] for name, content in self.files.items()]
-        return {
-            "cifar10": {
-                "ARCHIVE_SIZE": len(self.archive),
-                "ARCHIVE_MD5": md5(self.archive),
-                "BUILT_IN_MIRRORS": [],
-            },
-            "mirrors": {"PROBE_BYTES": PROBE_BYTES, "ENOUGH": PROBE_BYTES, "GRACE_S": 0.1},
-            "CIFAR10": {
-                "train_list": [pair for pair in sums if pair[0] in TRAIN_FILES],
-                "test_list": [pair for pair in sums if pair[0] == "test_batch"],
-                "meta": {
-                    "filename": "batches.meta",
-                    "key": "label_names",
-                    "md5": md5(self.files["batches.meta"]),
-                },
-            },
-        }
+        train = [pair for pair in sums if pair[0] in TRAIN_FILES]
+        test = [pair for pair in sums if pair[0] == "test_batch"]
+        meta = {"filename": "batches.meta", "key": "label_names", "md5": dict(sums)["batches.meta"]}
+        for owner, values in {
+            cifar10: {"ARCHIVE_SIZE": len(self.archive), "ARCHIVE_MD5": md5(self.archive)},
+            mirrors: {"PROBE_BYTES": PROBE_BYTES, "ENOUGH": PROBE_BYTES, "GRACE_S": 0.1},
+            CIFAR10: {"train_list": train, "test_list": test, "meta": meta},
+        }.items():
+            for name, value in values.items():
+                patch.setattr(owner, name, value)
+        patch.setattr(cifar10, "BUILT_IN_MIRRORS", ())
 
 
-def make_tiny(per_file: int = 10) -> TinyCifar:
-    """Noise images, `per_file` in each of the six batch files (30 kB per file at 10)."""
+def make_tiny() -> TinyCifar:
+    """Noise images, as many in each of the six batch files."""
     rng = np.random.default_rng(0)
     files, images, labels = {}, {}, {}
     for train, names in ((True, TRAIN_FILES), (False, ["test_batch"])):
-        count = per_file * len(names)
+        count = PER_FILE * len(names)
         images[train] = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
         labels[train] = [n % 10 for n in range(count)]
         for n, name in enumerate(names):
-            some = slice(n * per_file, (n + 1) * per_file)
-            rows = images[train][some].transpose(0, 3, 1, 2).reshape(per_file, 3072)
+            some = slice(n * PER_FILE, (n + 1) * PER_FILE)
+            rows = images[train][some].transpose(0, 3, 1, 2).reshape(PER_FILE, 3072)
             files[name] = pickle.dumps({"data": rows, "labels": labels[train][some]})
     files["batches.meta"] = pickle.dumps({"label_names": CLASSES, "num_vis": 3072})
     members = [(f"{CIFAR10.base_folder}/{name}", content) for name, content in files.items()]
@@ -152,10 +123,14 @@ class Handler(BaseHTTPRequestHandler):
         self.habit = habit = self.path.split("/")[1]
         asked_before = self.server.habits().count(habit)
         self.server.asked.append((habit, self.headers.get("Range", "")))
+        self.archive, self.size = self.server.archive, len(self.server.archive)
+        self.middle = self.size // 2
+        span = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        self.start = int(span[1]) if span else 0  # the first byte that the client wants
         if habit.isdigit():
             self.send_error(int(habit))
         elif habit.startswith("cuts"):  # cuts10: breaks off ten times
-            self.good(stop_after=len(self.server.archive) // 12, cut=asked_before < int(habit[4:]))
+            self.good(self.size // 12 if asked_before < int(habit[4:]) else self.size)
         elif habit.startswith("rate"):  # rate80: 80 kB/s; rate80-10: 10 from the middle on
             self.throttled(*map(int, habit[4:].split("-")))
         else:
@@ -163,15 +138,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args) -> None:
         pass
-
-    def start(self) -> int:
-        """The first byte that the client wants."""
-        return int(re.match(r"bytes=(\d+)-|$", self.headers.get("Range", ""))[1] or 0)
-
-    def stop(self) -> int:
-        """The byte after the last one that the client wants."""
-        last = re.fullmatch(r"bytes=\d+-(\d*)", self.headers.get("Range", ""))
-        return int(last[1]) + 1 if last and last[1] else len(self.server.archive)
 
     def head(self, status: int, **headers: object) -> None:
         self.send_response(status)
@@ -185,37 +151,35 @@ class Handler(BaseHTTPRequestHandler):
             self.server.sent_by[self.habit] += len(content)
 
     def head_206(self, start: int) -> None:
-        size, stop = len(self.server.archive), self.stop()
-        self.head(
-            206, Content_Length=stop - start, Content_Range=f"bytes {start}-{stop - 1}/{size}"
-        )
+        span = f"bytes {start}-{self.size - 1}/{self.size}"
+        self.head(206, Content_Length=self.size - start, Content_Range=span)
 
-    def good(self, stop_after: int = 0, cut: bool = False, content: bytes = b"") -> None:
-        content, start = (content or self.server.archive)[: self.stop()], self.start()
-        if start >= len(content):
+    def good(self, most: int = 2**30, content: bytes = b"") -> None:
+        """At most so many bytes; the client hears of a length that includes the rest."""
+        if self.start >= self.size:
             return self.send_error(416)
-        self.head_206(start)
-        self.body(content[start : start + stop_after] if cut else content[start:])
+        self.head_206(self.start)
+        self.body((content or self.archive)[self.start :][:most])
 
     def throttled(self, rate: int, then: int = 0) -> None:
         """So many kB/s, and `then` from the middle on; without limit after `go_on`."""
-        middle, start, due = len(self.server.archive) // 2, self.start(), time.monotonic()
+        start, due = self.start, time.monotonic()
         self.head_206(start)
-        while start < self.stop() and not self.server.go_on.wait(max(0, due - time.monotonic())):
-            is_late = then and start >= middle
-            end = min(start + 20 * (then if is_late else rate), self.stop())
-            if start < middle < end:
-                end = middle
-            self.body(self.server.archive[start:end])
+        while start < self.size and not self.server.go_on.wait(max(0, due - time.monotonic())):
+            is_late = then and start >= self.middle
+            end = min(start + 20 * (then if is_late else rate), self.size)
+            if start < self.middle < end:
+                end = self.middle
+            self.body(self.archive[start:end])
             start, due = end, due + 0.02
-        self.body(self.server.archive[start : self.stop()])
+        self.body(self.archive[start:])
 
     def trickle(self) -> None:
         """A byte now and then."""
-        self.head_206(self.start())
-        for place in range(self.start(), self.stop()):
+        self.head_206(self.start)
+        for place in range(self.start, self.size):
             self.server.go_on.wait(0.02)
-            self.body(self.server.archive[place : place + 1])
+            self.body(self.archive[place : place + 1])
 
     def late(self) -> None:
         """Answers later than others show what they can."""
@@ -224,88 +188,67 @@ class Handler(BaseHTTPRequestHandler):
 
     def one_byte(self) -> None:
         """One byte for each connection."""
-        self.good(stop_after=1, cut=True)
+        self.good(most=1)
 
     def rude(self) -> None:
         self.wfile.write(b"HTTP/1.0 404 \x1b[31mNot\x07 \x9bhere\r\n\r\n")
 
-    def rude_size(self) -> None:
-        self.head(206, Content_Range=f"bytes {self.start()}-9/\x1b[2J\x08")
-
-    def lying(self) -> bytes:
-        return self.server.archive.translate(bytes(range(255, -1, -1)))
-
     def half(self) -> None:
         """Stops in the middle, and never has more."""
-        middle = len(self.server.archive) // 2
-        self.good(stop_after=max(0, middle - self.start()), cut=True)
+        self.good(most=max(0, self.middle - self.start))
 
     def no_range(self) -> None:
-        self.head(200, Content_Length=len(self.server.archive))
-        self.body(self.server.archive)
+        self.head(200, Content_Length=self.size)
+        self.body(self.archive)
 
     def no_range_half(self) -> None:
-        self.head(200, Content_Length=len(self.server.archive))
-        self.body(self.server.archive[: len(self.server.archive) // 2])
+        self.head(200, Content_Length=self.size)
+        self.body(self.archive[: self.middle])
 
     def wrong(self) -> None:
-        self.good(content=self.lying())
+        self.good(content=bytes(self.size))
 
     def wrong_half(self) -> None:
-        middle = len(self.server.archive) // 2
-        self.good(content=self.lying(), stop_after=max(0, middle - self.start()), cut=True)
-
-    def wrong_no_range(self) -> None:
-        self.head(200, Content_Length=len(self.server.archive))
-        self.body(self.lying())
+        self.good(most=max(0, self.middle - self.start), content=bytes(self.size))
 
     def silent(self) -> None:
         self.server.go_on.wait()
 
     def silent_body(self) -> None:
-        self.head_206(self.start())
+        self.head_206(self.start)
         self.server.go_on.wait()
 
     def pause(self) -> None:
         """Half of the archive, then silence until `go_on`, then the rest."""
-        content, middle = self.server.archive[: self.stop()], len(self.server.archive) // 2
-        self.head_206(self.start())
-        if self.start() < middle:
-            self.body(content[self.start() : middle])
-        if self.start() < middle < self.stop():
+        self.head_206(self.start)
+        if self.start < self.middle:
+            self.body(self.archive[self.start : self.middle])
             self.server.go_on.wait()
-        self.body(content[max(middle, self.start()) :])
+        self.body(self.archive[max(self.middle, self.start) :])
 
     def page(self) -> None:
-        self.head(200, Content_Type="text/html", Content_Length=24)
-        self.body(b"<html>Please log in.</ht")
-
-    def page_of_no_size(self) -> None:
         self.head(200, Content_Type="text/html")
         self.body(b"<html>Please log in.</html>")
 
     def other_place(self) -> None:
         """206, but from the beginning, whatever was asked for."""
-        size = len(self.server.archive)
-        self.head(206, Content_Length=size, Content_Range=f"bytes 0-{size - 1}/{size}")
-        self.body(self.server.archive)
+        self.head_206(0)
+        self.body(self.archive)
 
     def other_size(self) -> None:
         self.head(206, Content_Length=10, Content_Range="bytes 0-9/10")
         self.body(b"0123456789")
 
     def endless(self) -> None:
-        size = len(self.server.archive)
-        self.head(206, Content_Range=f"bytes {self.start()}-{size - 1}/{size}")
+        self.head(206, Content_Range=f"bytes {self.start}-{self.size - 1}/{self.size}")
         while True:
             self.body(b"too much" * 1000)
 
     def broken_chunks(self) -> None:
         """The archive as one chunk, broken off in its middle."""
-        content, start = self.server.archive, self.start()
-        span = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        span = f"bytes {self.start}-{self.size - 1}/{self.size}"
         self.head(206, Transfer_Encoding="chunked", Content_Range=span)
-        self.body(b"%x\r\n" % (len(content) - start) + content[start : len(content) // 2])
+        self.body(b"%x\r\n" % (self.size - self.start) + self.archive[self.start : self.middle])
 
     def no_http(self) -> None:
         self.wfile.write(b"220 this is a mail server\r\n" * 3)
@@ -324,18 +267,10 @@ class Handler(BaseHTTPRequestHandler):
 def tiny(monkeypatch: pytest.MonkeyPatch) -> TinyCifar:
     """A tiny CIFAR-10, put in the place of the real one in this process."""
     cifar = make_tiny()
-    pretend(monkeypatch, cifar.constants())
+    cifar.put(monkeypatch)
     monkeypatch.delenv("CIFAR10_MIRROR", raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     return cifar
-
-
-def pretend(monkeypatch: pytest.MonkeyPatch, constants: dict[str, dict]) -> None:
-    """Set the constants in this process, until the end of the test."""
-    owners = {"cifar10": cifar10, "mirrors": mirrors, "CIFAR10": CIFAR10}
-    for owner, values in constants.items():
-        for name, value in values.items():
-            monkeypatch.setattr(owners[owner], name, value)
 
 
 @pytest.fixture
@@ -352,21 +287,3 @@ def server(tiny: TinyCifar):
     for thread in threading.enumerate():
         if thread.name.startswith("mirror"):  # left behind, and now without a server
             thread.join(5)
-
-
-def run_script(tiny: TinyCifar, folder: Path, script: Path, *arguments: object) -> subprocess.Popen:
-    """Start SCRIPT in a process of its own, with `tiny` for CIFAR-10; files are put in `folder`.
-
-    Its stdout and stderr are pipes of text; environment variables are those of this process.
-    """
-    runner, constants = folder / "run_tiny.py", folder / "tiny.json"
-    runner.write_text(RUN_TINY.format(root=str(ROOT)))
-    constants.write_text(json.dumps(tiny.constants()))
-    command = [sys.executable, runner, constants, script, *arguments]
-    return subprocess.Popen(
-        [str(word) for word in command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )

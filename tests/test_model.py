@@ -9,13 +9,10 @@ from support.device import predict_all
 from support.processes import Processes
 
 
-def test_ten_classes_take_62006_parameters():
-    assert sum(p.numel() for p in Net().parameters()) == 62_006
-
-
 def test_layers_have_the_names_and_shapes_of_the_notes():
-    shapes = {name: tuple(p.shape) for name, p in Net().named_parameters() if "weight" in name}
-    assert shapes == {
+    parameters = dict(Net().named_parameters())
+    assert sum(p.numel() for p in parameters.values()) == 62_006
+    assert {name: tuple(p.shape) for name, p in parameters.items() if "weight" in name} == {
         "conv1.weight": (6, 3, 5, 5),
         "conv2.weight": (16, 6, 5, 5),
         "fc1.weight": (120, 400),
@@ -24,8 +21,7 @@ def test_layers_have_the_names_and_shapes_of_the_notes():
     }
 
 
-@pytest.mark.parametrize("batch", [1, 4, 7])
-@pytest.mark.parametrize("classes", [2, 10, 37])
+@pytest.mark.parametrize("batch, classes", [(1, 2), (7, 37)])
 def test_a_batch_of_any_size_gives_logits_for_each_class(batch, classes):
     net = Net(classes)
     images = torch.randn(batch, 3, 32, 32)
@@ -54,7 +50,7 @@ def test_images_of_another_size_are_refused():
         Net()(torch.randn(4, 3, 64, 64))  # with view(-1, 400) this would be 27 images
 
 
-@pytest.mark.parametrize("count", [1, 200, 250])
+@pytest.mark.parametrize("count", [1, 250])
 def test_the_logits_of_all_test_images_are_the_nets(count):
     """In order, the last batch being smaller, in evaluation mode, with the labels."""
     net = torch.nn.Sequential(Net(), torch.nn.Dropout(0.9))
@@ -67,11 +63,3 @@ def test_the_logits_of_all_test_images_are_the_nets(count):
         torch.testing.assert_close(logits, net[0](images / 127.5 - 1), rtol=1e-4, atol=1e-5)
     assert torch.equal(found, labels)
     assert net.training
-
-
-def test_a_net_that_fails_fails_in_predictions_too():
-    images = torch.zeros(4, 3, 64, 64, dtype=torch.uint8)
-    dataset = ImageDataset(images, torch.zeros(4, dtype=torch.int64), ["one", "other"])
-    loader = make_loaders(dataset, dataset, "test", batch_size=1).test_loader
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        predict_all(Net(2), loader, Processes(0, 1, torch.device("cpu")))

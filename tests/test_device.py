@@ -9,32 +9,23 @@ from support.errors import InputError, RunError
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def no_cuda(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-
-
+@pytest.mark.parametrize("cuda", [False, True])
 @pytest.mark.parametrize("mps", [False, True])
-def test_auto_is_the_cpu_where_there_is_no_cuda(no_cuda, monkeypatch, mps):
+def test_auto_is_cuda_where_there_is_one_and_else_the_cpu(monkeypatch, cuda, mps):
     """MPS, too, is slower than the CPU for batches of four: it is taken on request only."""
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert choose_device("auto") == CPU
-
-
-def test_auto_is_cuda_where_there_is_one(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     monkeypatch.setattr(torch, "zeros", lambda *_, device: torch.ones(1))  # as if it computed there
-    assert choose_device("auto") == torch.device("cuda")
+    assert choose_device("auto") == torch.device("cuda" if cuda else "cpu")
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has MPS")
-def test_a_device_that_does_not_work_is_named_with_the_cure(no_cuda, monkeypatch):
+def test_a_device_that_does_not_work_is_named_with_the_cure(monkeypatch):
     """The driver may be too old, or this PyTorch built without the device."""
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    with pytest.raises(
-        InputError, match=r"--device 'mps' does not work here .*: take --device cpu"
-    ):
+    said = r"--device 'mps' does not work here .*: take --device cpu"
+    with pytest.raises(InputError, match=said):
         choose_device("mps")
 
 

@@ -13,23 +13,15 @@ import sys
 from io import BytesIO
 from pathlib import Path
 
+import make_notebook as maker
 import numpy as np
 import pytest
-from conftest import read_events, read_scalars
+from conftest import ROOT, read_events, read_scalars
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "docs"))
-
-import make_notebook as maker  # noqa: E402
-
 NEEDED = ["nbclient", "ipykernel"]  # to run it; the second brings IPython, which shows its pictures
-needs_jupyter = pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, NEEDED)), reason="needs nbclient and ipykernel"
-)
-languages = pytest.mark.parametrize(
-    "language", [maker.ENGLISH, maker.CHINESE], ids=["English", "Chinese"]
-)
+LANGUAGES = [maker.ENGLISH, maker.CHINESE]
+languages = pytest.mark.parametrize("language", LANGUAGES, ids=["English", "Chinese"])
 
 
 def cells(text: str, kind: str) -> list[dict]:
@@ -54,56 +46,35 @@ def test_the_notebook_is_what_the_program_makes_of_the_pages(language):
 
 
 @languages
-def test_a_word_changed_in_the_walk_changes_the_notebook(language):
-    for words in ("### 3.1", "<https://ui.perfetto.dev>"):  # of the one section and of the other
-        pages = {
-            path: text.replace(words, f"{words} again")
-            for path, text in maker.read_pages(language).items()
-        }
-        assert f"{words} again" in maker.make_notebook(language, pages)
-
-
-@languages
 def test_the_sections_stand_in_the_notebook_word_for_word(language):
     """Everything but pictures, comments and links, of which a notebook has its own."""
-    notebook = read_notebook(language)
-    told = "\n".join(
-        source(cell) for kind in ("markdown", "code") for cell in cells(notebook, kind)
-    )
+    notebook, pages = read_notebook(language), maker.read_pages(language)
+    told = "\n".join(map(source, json.loads(notebook)["cells"]))
     known = {*without_targets(told).splitlines(), "```python", "```"}
-    pages = maker.read_pages(language)
     for title in (language.walk, language.after):
         section = maker.find_section(pages, title)
         assert len(section.splitlines()) > 30
         text = re.sub(r"^!\[.*$", "", re.sub(r"<!--.*?-->", "", section), flags=re.M)
         assert [line for line in without_targets(text).splitlines() if line not in known] == []
+    captions = re.findall(r"^!\[(.+)\]", maker.find_section(pages, language.walk), re.M)
+    assert len(captions) == len(maker.PICTURES)
+    first_lines = [source(cell).splitlines()[0] for cell in cells(notebook, "code")]
+    assert [line[2:] for line in first_lines if line.startswith("# ")] == captions
+    targets = re.findall(
+        r"\]\((?!\w+:)([^)#]+)", "\n".join(map(source, cells(notebook, "markdown")))
+    )
+    assert targets and [target for target in targets if not (ROOT / target).is_file()] == []
 
 
 def without_targets(text: str) -> str:
     return re.sub(r"\]\([^)]*\)", "]", text)
 
 
-@languages
-def test_every_link_of_a_notebook_leads_to_a_file(language):
-    text = "\n".join(source(cell) for cell in cells(read_notebook(language), "markdown"))
-    targets = re.findall(r"\]\((?!\w+:)([^)#]+)", text)
-    assert targets and [target for target in targets if not (ROOT / target).is_file()] == []
-
-
-@languages
-def test_every_picture_of_the_walk_has_a_cell(language):
-    walk = maker.find_section(maker.read_pages(language), language.walk)
-    captions = re.findall(r"^!\[(.+)\]", walk, re.M)
-    assert len(captions) == len(maker.PICTURES)
-    first_lines = [source(cell).splitlines()[0] for cell in cells(read_notebook(language), "code")]
-    assert [line[2:] for line in first_lines if line.startswith("# ")] == captions
-
-
 def test_both_languages_have_the_same_code():
     """But for the captions: what a test runs of one is so of the other."""
     english, chinese = (
         [re.sub("^# .*\n", "", source(cell)) for cell in cells(read_notebook(language), "code")]
-        for language in (maker.ENGLISH, maker.CHINESE)
+        for language in LANGUAGES
     )
     assert english == chinese
 
@@ -116,22 +87,15 @@ def test_what_the_program_cannot_make_is_refused():
         maker.make_notebook(maker.ENGLISH, {"README.md": "## 3. The walk\n"})
 
 
-@languages
-def test_nothing_has_run_in_the_repository(language):
-    code = cells(read_notebook(language), "code")
-    assert code and all(cell["outputs"] == [] for cell in code)
-    assert all(cell["execution_count"] is None for cell in code)
-
-
 # ------------------------------------------------------------------------- run from top to bottom
 
 
 SHORTER = {  # a part of a cell: what the tests run in its place
     "load_data().source": '"shapes"',
-    "epochs, step, losses = 2,": "epochs, step, losses = 1,",
     "= load_data()\n": '= load_data("shapes", batch_size=64)\n',
-    "--batch-size 64": "--train-images 8000 --epochs 4 --batch-size 32 --report-every 4000",
+    "--batch-size 64": "--epochs 4 --batch-size 16",
 }
+FEWER = {"50_000, seed": "4_000, seed", "10_000, seed": "1_000, seed"}  # shapes, in data.py
 ASK_TENSORBOARD = """\
 # While it runs: it ends with the notebook's kernel.
 from urllib.request import urlopen
@@ -144,57 +108,58 @@ KILLED = maker.TRAIN_CODE.replace("load_data().source", '"shapes"').replace(
 )
 
 
+def replace(text: str, parts: dict[str, str]) -> str:
+    """The text with each part, which stands in one place, replaced."""
+    for part, other in parts.items():
+        assert text.count(part) == 1, part
+        text = text.replace(part, other)
+    return text
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A copy of what the notebooks need."""
+    """A copy of what the notebooks need, with fewer shapes, and a kernel of this Python."""
     folder = tmp_path_factory.mktemp("notebook")
     for path in [ROOT / "requirements.txt", *ROOT.glob("*.py")]:
         shutil.copy(path, folder)
     for name in ("docs", "support"):
         shutil.copytree(ROOT / name, folder / name)
+    data = folder / "data.py"
+    data.write_text(replace(data.read_text(encoding="utf-8"), FEWER), encoding="utf-8")
     kernel = folder / "jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    kernel.joinpath("kernel.json").write_text(
-        json.dumps({"argv": command, "display_name": "Python 3", "language": "python"})
-    )
+    about = {"argv": command, "display_name": "Python 3", "language": "python"}
+    kernel.joinpath("kernel.json").write_text(json.dumps(about))
     return folder
 
 
-@pytest.fixture(scope="module", params=[maker.ENGLISH, maker.CHINESE], ids=["English", "Chinese"])
+@pytest.fixture(scope="module", params=LANGUAGES, ids=["English", "Chinese"])
 def executed(request, folder, tmp_path_factory) -> str:
     """A notebook with its outputs, and with two cells more at its end.
 
     The Chinese one goes after the English one, in the same folder: its training is resumed.
     """
-    text = read_notebook(request.param)
-    for part, shorter in SHORTER.items():
-        written, shorter = json.dumps(part)[1:-1], json.dumps(shorter)[1:-1]
-        assert text.count(written) == 1, part
-        text = text.replace(written, shorter)
-    notebook = json.loads(text)
+    if not all(map(importlib.util.find_spec, NEEDED)):
+        pytest.skip("needs nbclient and ipykernel")
+    as_json = {json.dumps(p)[1:-1]: json.dumps(shorter)[1:-1] for p, shorter in SHORTER.items()}
+    notebook = json.loads(replace(read_notebook(request.param), as_json))
     ask, killed = maker.code(ASK_TENSORBOARD), maker.code(KILLED)
     killed["metadata"]["tags"] = ["raises-exception"]
     notebook["cells"] += [ask | {"id": "ask"}, killed | {"id": "killed"}]
     (folder / "notebook.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     information = tmp_path_factory.mktemp("temporary")  # its own: no TensorBoard is found in it
-    env = {key: value for key, value in os.environ.items() if key != "TENSORBOARD_PROXY_URL"} | {
+    env = os.environ | {
         "JUPYTER_PATH": str(folder / "jupyter"),
         "JUPYTER_PLATFORM_DIRS": "1",
         "IPYTHONDIR": str(folder / "ipython"),
         "TMPDIR": str(information),  # where TensorBoard leaves its process number
         "OMP_NUM_THREADS": "1",  # several threads wait for each other where the machine is busy
     }
-    run = "from nbclient.cli import main; main()"
+    env.pop("TENSORBOARD_PROXY_URL", None)
+    command = [sys.executable, "-c", "from nbclient.cli import main; main()"]
+    command += ["--timeout=600", "--output=executed", "notebook.ipynb"]
     try:
-        command = [
-            sys.executable,
-            "-c",
-            run,
-            "--timeout=600",
-            "--output=executed",
-            "notebook.ipynb",
-        ]
         subprocess.run(command, cwd=folder, env=env, check=True)
         yield (folder / "executed.ipynb").read_text(encoding="utf-8")
     finally:
@@ -204,10 +169,10 @@ def executed(request, folder, tmp_path_factory) -> str:
                 os.kill(json.loads(path.read_text())["pid"], signal.SIGTERM)
 
 
-def outputs(cell: dict, kind: str) -> list:
-    """What a cell shows as `kind`, a MIME type."""
+def outputs(cell: dict) -> list[str]:
+    """What a cell shows as HTML."""
     found = [output["data"] for output in cell["outputs"] if "data" in output]
-    return [data[kind] for data in found if kind in data]
+    return ["".join(data["text/html"]) for data in found if "text/html" in data]
 
 
 def find_cell(notebook: str, start: str) -> dict:
@@ -219,10 +184,9 @@ def printed(cell: dict) -> str:
     return "".join("".join(output.get("text", "")) for output in cell["outputs"])
 
 
-@needs_jupyter
 def test_every_view_is_on_the_page(executed):
     for view in maker.PICTURES.values():
-        (page,) = ("".join(text) for text in outputs(find_cell(executed, view), "text/html"))
+        (page,) = outputs(find_cell(executed, view))
         pictures = re.findall('src="data:image/png;base64,(.*?)"', page)
         assert pictures or page.count("<tr>") >= 2, f"{view}: neither pictures nor a table"
         for picture in pictures:
@@ -230,11 +194,12 @@ def test_every_view_is_on_the_page(executed):
             assert np.asarray(image).std() > 5, f"{view}: a blank picture"
 
 
-@needs_jupyter
 def test_the_training_the_program_and_the_snippets_have_run(executed, folder):
     code = cells(executed, "code")
     failed = [source(cell) for cell in code for output in cell["outputs"] if "ename" in output]
     assert failed == [KILLED]
+    # So a PyTorch that a service has is left alone: the first cell has called no pip.
+    assert find_cell(executed, "requirements.txt")["outputs"] == []
     tests = read_scalars(folder / "runs" / "first")["test/accuracy"]
     assert tests[-1][1] > 0.4  # the pictures are those of a net that has learned something
     assert {"predictions vs. actuals", "training loss"} < {*read_events(folder / "runs" / "short")}
@@ -244,7 +209,6 @@ def test_the_training_the_program_and_the_snippets_have_run(executed, folder):
     assert f"\n| first | 0.05 | {tests[-1][1]:.1%} | " in table
 
 
-@needs_jupyter
 def test_the_calls_of_the_views_have_run(executed, folder):
     *_, calls = sorted(folder.glob("runs/*-shapes"))
     assert {
@@ -254,54 +218,36 @@ def test_the_calls_of_the_views_have_run(executed, folder):
     assert list(calls.glob("*/features"))
 
 
-@needs_jupyter
 def test_a_training_that_is_killed_is_said_in_its_cell(executed):
     *_, error = find_cell(executed, KILLED)["outputs"]  # a shell may say "Killed" before it
     assert error["ename"] == "RuntimeError" and "ended with status -9: killed" in error["evalue"]
 
 
-@needs_jupyter
 def test_tensorboard_is_in_the_page_and_has_the_run(executed):
-    (frame,) = outputs(find_cell(executed, "%load_ext"), "text/html")
-    assert "<iframe" in "".join(frame)
-    port = re.search(r"port = (\d+)", "".join(frame))[1]
+    (frame,) = outputs(find_cell(executed, "%load_ext"))
+    assert "<iframe" in frame
+    port = re.search(r"port = (\d+)", frame)[1]
     answer = printed(find_cell(executed, ASK_TENSORBOARD))
     assert answer.startswith(f"{port} ") and '"first"' in answer
-
-
-@needs_jupyter
-def test_nothing_is_installed_where_all_is_there(executed):
-    """So a PyTorch that a service has is left alone: the first cell has called no pip."""
-    assert find_cell(executed, "requirements.txt")["outputs"] == []
 
 
 # ---------------------------------------------------------------------------- the first cell alone
 
 
-@pytest.fixture
-def setup_cell(tmp_path, monkeypatch):
-    """Runs the first cell of code; returns what it would have handed to pip."""
-
-    def run(requirements: str) -> list[str]:
-        calls = []
-        monkeypatch.setattr(subprocess, "run", lambda command, check: calls.extend(command[3:]))
-        (tmp_path / "requirements.txt").write_text(requirements)
-        exec(compile(maker.SETUP_CODE, "first cell", "exec"), {})
-        return calls
-
+def test_the_first_cell_installs_missing_packages_only_and_needs_its_files(tmp_path, monkeypatch):
+    asked_for = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: asked_for.extend(command[3:]))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", os.environ["PATH"])
     monkeypatch.setattr(sys, "path", [*sys.path])
-    return run
-
-
-def test_only_missing_packages_are_installed(setup_cell):
-    Path("train_cifar.py").touch()
-    required = "# A comment.\ntorch>=99\nno-such-package>=1.2  # why\npillow>=11\n"
-    assert setup_cell(required) == ["install", "-q", "no-such-package>=1.2"]
-    assert setup_cell("torch>=99\n") == []  # an older one that is there stays
-
-
-def test_a_notebook_without_its_files_says_what_to_do(setup_cell, tmp_path):
+    first_cell = compile(maker.SETUP_CODE, "first cell", "exec")
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text("torch>=99\n")  # an older one that is there stays
     with pytest.raises(FileNotFoundError, match="no train_cifar.py in .*whole folder"):
-        setup_cell("torch\n")
+        exec(first_cell, {})
+    Path("train_cifar.py").touch()
+    exec(first_cell, {})
+    assert asked_for == []
+    requirements.write_text("# A comment.\ntorch>=99\nno-such-package>=1.2  # why\npillow>=11\n")
+    exec(first_cell, {})
+    assert asked_for == ["install", "-q", "no-such-package>=1.2"]

@@ -6,18 +6,19 @@ soon as its file is there.
 
 import argparse
 import ast
+import functools
 import re
 import runpy
 import shlex
 import sys
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import bugs
 import figures
 import pytest
+from conftest import ROOT
 from tensorboard import default as tensorboard_default
 from tensorboard import load_ipython_extension
 from tensorboard import program as tensorboard_program
@@ -27,12 +28,8 @@ from torch.distributed.run import get_args_parser as torchrun_parser
 from support.errors import InputError
 from train_cifar import parse_args
 
-ROOT = Path(__file__).parents[1]
-ENGLISH = [
-    path.relative_to(ROOT).as_posix()
-    for path in figures.pages()
-    if not path.name.endswith(".zh-CN.md")
-]
+PAGES = [path.relative_to(ROOT).as_posix() for path in figures.pages()]
+ENGLISH = [name for name in PAGES if not name.endswith(".zh-CN.md")]
 ENGLISH.sort(key=lambda name: name != "README.md")  # it makes the runs that the others speak of
 CHINESE = [name.replace(".md", ".zh-CN.md") for name in ENGLISH]
 SETTINGS = {f"--{name}".replace("_", "-"): value for name, value in vars(parse_args([])).items()}
@@ -46,7 +43,7 @@ BLOCK = re.compile(
     r"```(?P<language>.*)\n(?P<code>(?s:.*?))^```$",
     re.M,
 )
-HEADING = re.compile(r"(#+) (?:(\d+(?:\.\d+)?)\.? )?(.+)")
+HEADING = re.compile(r"^(#+) (?:(\d+(?:\.\d+)?)\.? )?(.+)$", re.M)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
 COMMENT = re.compile(r"<!-- (.*?) -->")
@@ -75,9 +72,7 @@ class Page:
             for found in BLOCK.finditer(self.text)
         ]
         self.prose = BLOCK.sub("", self.text)
-        self.headings = [
-            found.groups() for found in re.finditer(rf"^{HEADING.pattern}$", self.prose, re.M)
-        ]
+        self.headings = HEADING.findall(self.prose)  # (signs, number, title)
         self.figures = figures.FIGURE.findall(self.prose)
         links = LINK.findall(CODE.sub("", self.prose))
         self.pictures = [(alt, target) for picture, alt, target in links if picture]
@@ -94,6 +89,9 @@ class Page:
         return re.findall(r"^#+ (.+)$", self.prose, re.M)
 
 
+read_page = functools.cache(Page)  # each page is taken apart once
+
+
 def read_tables(prose: str) -> Iterator[list[list[str]]]:
     """The tables of a text, as rows of cells, heading first: lines that begin with a bar."""
     rows = []
@@ -107,15 +105,10 @@ def read_tables(prose: str) -> Iterator[list[list[str]]]:
             rows = []
 
 
-def codes(text: str) -> list[str]:
-    """What stands in `backticks`."""
-    return CODE.findall(text)
-
-
 def find_table(pages: list[Page], code: str) -> list[list[str]]:
     """The rows, without the heading, of the only table with this code, on whichever page."""
     tables = [table for page in pages for table in page.tables]
-    (found,) = (rows for rows in tables if code in codes(" ".join(map(" ".join, rows))))
+    (found,) = (rows for rows in tables if code in CODE.findall(str(rows)))
     return found[1:]
 
 
@@ -124,21 +117,20 @@ def anchor(title: str) -> str:
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
-def number_repeated(anchors) -> set[str]:
-    """GitHub tells the anchors of equal headings apart by a number."""
-    seen: Counter = Counter()
-    found = set()
-    for name in anchors:
-        found.add(f"{name}-{seen[name]}" if seen[name] else name)
-        seen[name] += 1
-    return found
+def anchors(titles: Iterable[str]) -> set[str]:
+    """GitHub's anchors of all headings of a page; of equal ones it numbers the later."""
+    names = [anchor(title) for title in titles]
+    before = [names[:index].count(name) for index, name in enumerate(names)]
+    return {f"{name}-{n}" if n else name for name, n in zip(names, before, strict=True)}
 
 
+@functools.cache
 def sources() -> dict[str, str]:
     """The text of each source file at the top level."""
     return {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("*.py")}
 
 
+@functools.cache
 def defined() -> dict[str, set[str]]:
     """The functions and classes at the top level of each source file."""
     kinds = ast.FunctionDef | ast.ClassDef
@@ -158,6 +150,9 @@ FIXED = {  # commands that take no arguments of the reader's
     "source .venv/bin/activate",
     "py -m venv .venv",
     r".venv\Scripts\activate",
+    "ruff check .",
+    "ruff format --check .",
+    f"ssh -L {DEFAULT_PORT}:localhost:{DEFAULT_PORT} you@remote",
 }
 
 
@@ -178,9 +173,12 @@ class Reader:
             "tensorboard": self.tensorboard,
             "%tensorboard": self.tensorboard,
             "%load_ext": self.load_ext,
-            "ssh": self.ssh,
-            "ruff": self.ruff,
         }
+
+    def is_command(self, code: str) -> bool:
+        """Whether it is one of a program that is known here, with arguments."""
+        program, *arguments = code.split()
+        return code in FIXED or (program in self.programs and arguments != [])
 
     def read_line(self, line: str) -> None:
         """Check a line of commands joined by &&, or a loop over one; other shell is refused."""
@@ -200,10 +198,8 @@ class Reader:
         lexer.commenters = ""
         lexer.wordchars += "%:@=,"
         words = list(lexer)
-        for word in words:
-            assert not set(word.replace(">=", "")) & set("();<>|&"), (
-                f"{command}: {word!r} is not checked"
-            )
+        unknown = [word for word in words if set(word.replace(">=", "")) & set("();<>|&")]
+        assert unknown == [], f"{command}: not checked"
         return words
 
     def read(self, words: list[str], line: str) -> None:
@@ -225,29 +221,25 @@ class Reader:
         parser.add_argument("packages", nargs="*")
         args = parser.parse_intermixed_args(words)
         assert args.r or args.packages
-        for name in args.r:
-            assert (ROOT / name).is_file(), name
+        assert [name for name in args.r if not (ROOT / name).is_file()] == []
         required = (ROOT / "requirements.txt").read_text()
         for package in args.packages:
             assert re.search(rf"^{re.escape(package)}(?![\w-])", required, re.M), package
 
     def python(self, words: list[str]) -> None:
         """A script of ours, TensorBoard, or the tests."""
+        script, *arguments = words
         if words[:2] == ["-m", "tensorboard.main"]:
             self.tensorboard(words[2:])
-            return
-        script, *arguments = words
-        if script == "train_cifar.py":
+        elif script == "train_cifar.py":
             self.train(arguments)
-            return
-        if script == "docs/bugs.py":
+        elif script == "docs/bugs.py":
             if arguments:
                 assert arguments[0] in bugs.BUGS, arguments[0]
                 self.train([*bugs.FLAGS.split(), "--run-name", *arguments])
-            return
-        args = self.script(script, arguments)
-        for name in ("run_dir", "resume"):
-            if run_dir := getattr(args, name, None):
+        else:
+            args = vars(self.script(script, arguments))
+            for run_dir in filter(None, map(args.get, ("run_dir", "resume"))):
                 assert str(run_dir) in self.runs, f"no command makes {run_dir}"
 
     def train(self, words: list[str]) -> argparse.Namespace:
@@ -291,14 +283,3 @@ class Reader:
     def load_ext(self, words: list[str]) -> None:
         """The package has what a notebook asks for."""
         assert words == ["tensorboard"] and callable(load_ipython_extension)
-
-    def ssh(self, words: list[str]) -> None:
-        """The port is TensorBoard's."""
-        parser = argparse.ArgumentParser(allow_abbrev=False)
-        parser.add_argument("-L", required=True, dest="forward")
-        parser.add_argument("host")
-        assert parser.parse_args(words).forward == f"{DEFAULT_PORT}:localhost:{DEFAULT_PORT}"
-
-    def ruff(self, words: list[str]) -> None:
-        """As the checks of the project call it."""
-        assert words in (["check", "."], ["format", "--check", "."])

@@ -12,7 +12,7 @@ import pytest
 import sick_runs
 import torch
 from conftest import ROOT, read_events, run_tiny
-from pages import Page
+from pages import read_page
 
 LESSON = [part.removesuffix(".py") for part in bugs.LESSON]
 SETTINGS = "--batch-size 8 --lr 0.02 --epochs 3 --report-every 40".split()
@@ -94,7 +94,7 @@ def test_dropout_at_test_answers_the_same_question_in_two_ways(name, same, lesso
 
 @pytest.mark.parametrize("page", ["docs/bugs.md", "docs/bugs.zh-CN.md"])
 def test_the_page_shows_each_bug_with_its_line(page, lesson):
-    diffs = [block.code for block in Page(page).blocks if block.language == "diff"]
+    diffs = [block.code for block in read_page(page).blocks if block.language == "diff"]
     names = [name for name in bugs.BUGS if name != "dropout"]
     for name, shown in zip(names, diffs, strict=True):
         shutil.copy(ROOT / bugs.BUGS[name][0], lesson)

@@ -14,21 +14,20 @@ from pathlib import Path
 
 import figures
 import pytest
-from conftest import read_events, read_scalars
+from conftest import ROOT, read_events, read_scalars
 from pages import (
     CHINESE,
     CODE,
     COMMENT,
     ENGLISH,
-    ROOT,
     SETTINGS,
     Page,
     Reader,
     anchor,
-    codes,
+    anchors,
     defined,
     find_table,
-    number_repeated,
+    read_page,
     sources,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -66,19 +65,19 @@ QUANTITIES = {  # that were not measured by a benchmark, and what they are
 @pytest.fixture(params=[*ENGLISH, *CHINESE])
 def page(request) -> Page:
     """Each page in each language."""
-    return Page(request.param)
+    return read_page(request.param)
 
 
 @pytest.fixture(params=zip(ENGLISH, CHINESE, strict=True), ids=ENGLISH)
 def both(request) -> list[Page]:
     """Each page in both languages."""
-    return [Page(name) for name in request.param]
+    return [read_page(name) for name in request.param]
 
 
 @pytest.fixture(params=[ENGLISH, CHINESE], ids=["English", "Chinese"])
 def pages(request) -> list[Page]:
     """All pages of a language, the README first."""
-    return [Page(name) for name in request.param]
+    return [read_page(name) for name in request.param]
 
 
 @pytest.fixture
@@ -112,8 +111,7 @@ def test_excerpts_stand_word_for_word_in_the_source(page):
     excerpts = [b.code for b in page.blocks if b.language == "python" and not b.marker]
     excerpts += [old_lines(b.code) for b in page.blocks if b.language == "diff"]
     assert excerpts or page.name not in ("README.md", "README.zh-CN.md")
-    assert [code for code in excerpts if not is_excerpt(code)] == []
-    assert [code for code in excerpts if code.startswith(" ")] == []  # as one would type them
+    assert [code for code in excerpts if code.startswith(" ") or not is_excerpt(code)] == []
 
 
 def old_lines(diff: str) -> str:
@@ -131,7 +129,7 @@ def is_excerpt(code: str) -> bool:
 def marked() -> dict[str, list[str]]:
     """The code of the blocks that run as they stand, by their marker, of all pages."""
     found: dict = {}
-    for block in (block for name in ENGLISH for block in Page(name).blocks):
+    for block in (block for name in ENGLISH for block in read_page(name).blocks):
         found.setdefault(block.marker, []).append(block.code)
     return found
 
@@ -196,11 +194,14 @@ def test_blocks_about_a_finished_run_run_as_printed(marked, short_walk, monkeypa
     resume_after_an_hour(Path("runs/first"), monkeypatch)
     run(table)
     _, _, row, other = capsys.readouterr().out.splitlines()
-    low, high = sorted(last_accuracy(Path("runs") / name) for name in ("first", "first-again"))
+    accuracies = {
+        name: read_scalars(Path("runs") / name)["test/accuracy"][-1][1] for name, *_ in RUNS
+    }
+    low, high = sorted(accuracies[name] for name in ("first", "first-again"))
     mean = (low + high) / 2
     assert row.startswith(f"| first, first-again | 0.001 | {mean:.1%} ({low:.1%} to {high:.1%}) | ")
     assert float(row.split(" | ")[-1].strip(" |")) < 30  # minutes: the mean would be above
-    assert other.startswith(f"| other | 0.01 | {last_accuracy(Path('runs/other')):.1%} | ")
+    assert other.startswith(f"| other | 0.01 | {accuracies['other']:.1%} | ")
 
 
 def resume_after_an_hour(run_dir: Path, monkeypatch) -> None:
@@ -211,10 +212,6 @@ def resume_after_an_hour(run_dir: Path, monkeypatch) -> None:
             writer.add_scalar("training progress/speed", 1.0, 26)
 
 
-def last_accuracy(run_dir: Path) -> float:
-    return read_scalars(run_dir)["test/accuracy"][-1][1]
-
-
 # -------------------------------------------------------------------------- commands and flags
 
 
@@ -223,9 +220,8 @@ def test_every_command_is_understood_by_its_program(pages, reader, results):
     for page in pages:
         for line in command_lines(page, results):
             reader.read_line(line)
-        for code in page.codes:
-            if is_command(code, reader):
-                reader.read_line(code)
+        for code in filter(reader.is_command, page.codes):
+            reader.read_line(code)
     assert "runs/first" in reader.runs
 
 
@@ -238,14 +234,9 @@ def command_lines(page: Page, results: list[dict]) -> Iterator[str]:
             yield from filter(None, block.code.splitlines())
 
 
-def is_command(code: str, reader: Reader) -> bool:
-    program, *arguments = code.split()
-    return program in reader.programs and arguments != []
-
-
 def test_every_flag_named_in_the_text_exists(page, reader):
     for code in page.codes:
-        if not is_command(code, reader):
+        if not reader.is_command(code):
             flags = re.findall(r"(?<!\S)--[\w-]+", code)
             assert set(flags) <= set(SETTINGS) | TENSORBOARD_FLAGS, code
     outside = CODE.sub("", COMMENT.sub("", page.prose))
@@ -257,14 +248,12 @@ def test_what_is_not_known_is_refused(reader):
     wrong = [
         "conda install torch",
         "python train_cifar.py --learning-rate 1",
-        "python train_cifar.py --lr nothing",
         "python train_cifar.py | tee log",
         "python train_cifar.py && rm -r runs",
         "python train_cifar.py --resume runs/unknown",
         "python screenshots/capture.py runs/unknown",
         "torchrun --nproc_per_node=3 train_cifar.py --batch-size 64",
         "torchrun --processes=2 train_cifar.py --batch-size 64",
-        "tensorboard --logdir runs --unknown 1",
         "python -m tensorboard.main --logdir runs --unknown 1",
         "python benchmarks/compare.py --slow",
         "python benchmarks/missing.py",
@@ -280,7 +269,7 @@ def test_settings_table_has_every_flag_with_its_default(pages):
     shown = {}
     for flags, defaults, _ in find_table(pages, "--run-name"):
         values = re.split(r", |、", defaults)
-        shown |= dict(zip(codes(flags), values, strict=True))
+        shown |= dict(zip(CODE.findall(flags), values, strict=True))
     assert {flag: default_as_text(flag, pages[0].is_chinese) for flag in SETTINGS} == shown
 
 
@@ -310,23 +299,14 @@ def test_figures_are_those_that_were_measured(page, results):
 
 
 def test_a_figure_is_filled_in_with_as_many_digits_as_before():
-    page = "ends at 1.0 %<!-- figure: a.b_accuracy -->, not 12<!-- figure: a.steps -->"
-    filled = figures.fill_in(page, [{"a": {"b_accuracy": 0.4567}}, {"a": {"steps": 4689.0}}])
-    assert (
-        filled == "ends at 45.7 %<!-- figure: a.b_accuracy -->, not 4,689<!-- figure: a.steps -->"
-    )
-
-
-def test_a_figure_that_nobody_or_two_have_measured_is_refused():
-    for results in ([{"a": {}}], [{"a": {"b": 1}}, {"a": {"b": 2}}]):
-        with pytest.raises(KeyError, match="a.b is in . files"):
-            figures.fill_in("1<!-- figure: a.b -->", results)
-
-
-def test_a_range_over_seeds_is_a_figure():
     found = figures.over_seeds({"0": 0.5, "1": 0.54, "2": 0.53})
-    page = "1.0 %<!-- figure: x_accuracy.median --> (2.0<!-- figure: x_accuracy.low --> to 3)"
-    assert COMMENT.sub("", figures.fill_in(page, [{"x_accuracy": found}])) == "53.0 % (50.0 to 3)"
+    results = [{"a": {"b_accuracy": found, "twice": 1}}, {"a": {"steps": 4689.0, "twice": 2}}]
+    page = "1.0 %<!-- figure: a.b_accuracy.median --> (2<!-- figure: a.b_accuracy.low --> to 3), 1"
+    filled = COMMENT.sub("", figures.fill_in(f"{page}<!-- figure: a.steps -->", results))
+    assert filled == "53.0 % (50 to 3), 4,689"
+    for unknown in ("a.twice", "a.c"):
+        with pytest.raises(KeyError, match=f"{unknown} is in . files"):
+            figures.fill_in(f"1<!-- figure: {unknown} -->", results)
 
 
 def test_a_measurement_goes_on_where_it_was_stopped(tmp_path):
@@ -380,7 +360,9 @@ def test_quantities_of_the_text_are_the_programs(reader):
     assert mirrors.PATIENCE_S + mirrors.WINDOW_S <= 30
     assert reader.tensorboard(["--logdir", "runs"]).reload_interval == 5
     assert processes.STEP_SECONDS == 120
-    wrong = {code for name in ENGLISH for code in Page(name).codes if "--wrong-labels 0" in code}
+    wrong = {
+        code for name in ENGLISH for code in read_page(name).codes if "--wrong-labels 0" in code
+    }
     assert wrong == {"--wrong-labels 0.4"}  # 60 % are right
 
 
@@ -393,14 +375,9 @@ def test_precision_and_recall_follow_from_the_counts_on_the_page(pages):
         digits = len(shown[name].partition(".")[2])
         share = counts["TP"] / (counts["TP"] + counts[other])
         assert shown[name] == f"{share:.{digits}f}", name
-
-
-def test_counts_stand_behind_their_names(pages):
     text = "\n".join(page.prose for page in pages)
-    found = re.findall(r"([TF][PN]) = [\d,]+<!-- figure: classes\.(\w+)\.(\w+) -->", text)
-    assert sorted(name for name, _, _ in found) == ["FN", "FP", "TN", "TP"]
-    assert all(name == key for name, _, key in found)
-    assert {class_name for _, class_name, _ in found} == {"cat"}
+    named = re.findall(r"([TF][PN]) = [\d,]+<!-- figure: classes\.cat\.(\w+) -->", text)
+    assert sorted(named) == [(name, name) for name in sorted(counts)]
 
 
 def test_the_pictures_are_of_a_run_with_the_figures_of_the_page(page, results):
@@ -461,30 +438,24 @@ def test_accuracies_are_of_enough_seeds(page, results):
 
 
 def test_the_table_of_methods_is_that_of_the_installed_writer(pages):
-    named = [name for method, *_ in find_table(pages, "add_pr_curve_raw") for name in codes(method)]
-    installed = [name for name in dir(SummaryWriter) if name.startswith("add_")]
-    assert sorted(named) == sorted(installed)
-
-
-def test_functions_that_the_tables_name_exist(pages):
-    names = defined()
-    everywhere = set().union(*names.values())
-    by_tab = [name for *_, cell in find_table(pages, "add_test_scalars") for name in codes(cell)]
-    assert set(by_tab) <= names["viz.py"]
     methods = find_table(pages, "add_pr_curve_raw")
-    by_method = [name for _, cell, _ in methods for name in codes(cell)]
-    assert set(by_method) <= names["viz.py"] | names["train_cifar.py"] | names["data.py"]
-    notes = find_table(pages, "plot_classes_preds")
-    by_section = [name for _, cell, _ in notes for name in codes(cell)]
-    assert {name for name in by_section if not name.endswith(".py")} <= everywhere
+    named = [name for method, *_ in methods for name in CODE.findall(method)]
+    assert sorted(named) == [name for name in dir(SummaryWriter) if name.startswith("add_")]
 
 
-def test_functions_stand_in_the_file_that_the_text_names(pages):
+def test_functions_that_the_text_names_exist_where_it_says(pages):
     names, text = defined(), "\n".join(page.prose for page in pages)
+    everywhere = set().union(*names.values())
+    views, lesson = names["viz.py"], names["train_cifar.py"] | names["data.py"]
+    by_tab = [CODE.findall(cell) for *_, cell in find_table(pages, "add_test_scalars")]
+    by_method = [CODE.findall(cell) for _, cell, _ in find_table(pages, "add_pr_curve_raw")]
+    by_section = [CODE.findall(cell) for _, cell, _ in find_table(pages, "plot_classes_preds")]
+    assert set(sum(by_tab, [])) <= views
+    assert set(sum(by_method, [])) <= views | lesson
+    assert {name for name in sum(by_section, []) if not name.endswith(".py")} <= everywhere
     pairs = re.findall(r"`(\w+)` in `(\w+\.py)`", text)
     pairs += [(name, file) for file, name in re.findall(r"`(\w+\.py)` 的 `(\w+)`", text)]
-    assert pairs
-    assert [(name, file) for name, file in pairs if name not in names[file]] == []
+    assert pairs and [(name, file) for name, file in pairs if name not in names[file]] == []
 
 
 def test_files_that_the_text_names_exist(page):
@@ -511,23 +482,20 @@ def test_every_picture_is_shown_and_small(pages):
 
 
 def test_links_lead_somewhere(page):
-    anchors = number_repeated(anchor(title) for title in page.titles())
     for link in page.links:
         target, _, place = link.partition("#")
-        if not target:
-            assert place in anchors, link
-        elif not re.match(r"https?://", link):
-            path = page.path(target).resolve()
-            assert path.exists(), link
-            name = path.relative_to(ROOT).as_posix()
-            assert not place or place in map(anchor, Page(name).titles()), link
+        if re.match(r"https?://", link):
+            continue
+        path = page.path(target).resolve() if target else ROOT / page.name
+        assert path.exists(), link
+        name = path.relative_to(ROOT).as_posix()
+        assert not place or place in anchors(read_page(name).titles()), link
 
 
 def test_anchors_are_made_as_github_makes_them():
-    assert anchor("8. Settings") == "8-settings"
     assert anchor("3.10 Confusion matrix & `Net`") == "310-confusion-matrix--net"
     assert anchor("8. 设置（全部）") == "8-设置全部"
-    assert number_repeated(["a", "b", "a"]) == {"a", "b", "a-1"}
+    assert anchors(["a", "b", "a"]) == {"a", "b", "a-1"}
 
 
 # --------------------------------------------------------------------------------- two languages
@@ -540,39 +508,25 @@ def test_each_language_leads_to_the_other_and_to_its_readme(both):
         assert {ROOT / other.name, ROOT / readme} - {ROOT / page.name} <= led_to
 
 
-def test_both_languages_have_the_same_sections(both):
-    english, chinese = ([heading[:2] for heading in page.headings] for page in both)
-    assert english == chinese
+SAME = {
+    "sections": lambda page: [heading[:2] for heading in page.headings],
+    "code": lambda page: page.blocks,
+    "pictures": lambda page: [target for _, target in page.pictures],
+    # Without their language; of a section ("page.md#5-title") its number stays.
+    "links": lambda page: [
+        re.sub(r"(#\d*).*", r"\1", link.replace(".zh-CN.", ".")) for link in page.links
+    ],
+    "figures": lambda page: Counter(page.figures),
+    "tables": lambda page: [[len(row) for row in rows] for rows in page.tables],
+    "names in tables": lambda page: [
+        sorted(CODE.findall(" ".join(row))) for rows in page.tables for row in rows
+    ],
+}
 
 
-def test_both_languages_have_the_same_code(both):
-    english, chinese = (page.blocks for page in both)
-    assert english == chinese
-
-
-def test_both_languages_have_the_same_pictures_and_links(both):
-    english, chinese = both
-    assert [target for _, target in english.pictures] == [target for _, target in chinese.pictures]
-    assert links_in_any_language(english) == links_in_any_language(chinese)
-
-
-def links_in_any_language(page: Page) -> list[str]:
-    """The links without their language; of a section ("page.md#5-title") its number stays."""
-    return [re.sub(r"(#\d*).*", r"\1", link.replace(".zh-CN.", ".")) for link in page.links]
-
-
-def test_both_languages_have_the_same_figures(both):
-    english, chinese = (Counter(page.figures) for page in both)
-    assert english == chinese
-
-
-def test_both_languages_have_the_same_tables(both):
-    """The same rows and columns, and the same names in the same rows."""
-    english, chinese = ([[len(row) for row in rows] for rows in page.tables] for page in both)
-    assert english == chinese
-    english, chinese = (
-        [sorted(codes(" ".join(row))) for rows in page.tables for row in rows] for page in both
-    )
+@pytest.mark.parametrize("what", SAME)
+def test_both_languages_have_the_same(what, both):
+    english, chinese = map(SAME[what], both)
     assert english == chinese
 
 

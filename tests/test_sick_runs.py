@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from io import BytesIO
 from pathlib import Path
@@ -10,8 +11,8 @@ import figures
 import numpy as np
 import pytest
 import sick_runs
-from conftest import read_scalars, run_tiny
-from pages import ROOT, Page, codes, find_table
+from conftest import ROOT, read_scalars, run_tiny
+from pages import CODE, Page, find_table, read_page
 from PIL import Image
 
 import train_cifar
@@ -24,7 +25,7 @@ SLOWEST_S = 120  # what the page promises: a minute or two
 @pytest.fixture(params=[ENGLISH, CHINESE])
 def page(request) -> Page:
     """The page in each language."""
-    return Page(request.param)
+    return read_page(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +38,8 @@ def results() -> dict:
 
 
 def test_the_page_prints_the_commands_that_are_measured(page, results):
-    printed = [
-        line
-        for block in page.blocks
-        for line in block.code.splitlines()
-        if line.startswith("python train_cifar.py")
-    ]
-    assert printed == [
+    code = "".join(block.code for block in page.blocks)
+    assert re.findall("^python train_cifar.py .*", code, re.M) == [
         f"python train_cifar.py {settings} --run-name {name}"
         for name, settings in (sick_runs.RUNS | {"by-heart": sick_runs.BY_HEART}).items()
     ]
@@ -55,23 +51,19 @@ def test_what_the_program_says_is_quoted_word_for_word(page, results):
     assert quoted == results["photographs"]["exploding"]["0"]["said"]
 
 
-def test_all_was_measured_on_both_kinds_of_images(results):
-    for kind in ("photographs", "shapes"):
-        for name in sick_runs.RUNS:
-            measured = results[kind][name]
-            assert len(measured["run_s"]["seeds"]) == results[kind]["seeds"] >= 3
-            assert measured["0"]["run_s"] < SLOWEST_S, (kind, name)
-
-
-def test_every_sign_was_seen_more_often_than_not(results):
-    for kind in ("photographs", "shapes"):
-        for name in sick_runs.RUNS:
-            assert results[kind][name]["seen"] > results[kind]["seeds"] / 2, (kind, name)
+@pytest.mark.parametrize("kind", ["photographs", "shapes"])
+def test_all_was_measured_and_every_sign_was_seen_more_often_than_not(results, kind):
+    seeds = results[kind]["seeds"]
+    for name in sick_runs.RUNS:
+        measured = results[kind][name]
+        assert len(measured["run_s"]["seeds"]) == seeds >= 3
+        assert measured["0"]["run_s"] < SLOWEST_S, name
+        assert measured["seen"] > seeds / 2, name
 
 
 def test_the_table_has_every_run_with_its_own_figures(page):
     rows = find_table([page], "too-low")
-    assert [codes(name) for name, *_ in rows] == [[name] for name in sick_runs.RUNS]
+    assert [CODE.findall(name) for name, *_ in rows] == [[name] for name in sick_runs.RUNS]
     for (name, *cells), run in zip(rows, sick_runs.RUNS, strict=True):
         paths = [path for cell in cells for _, _, path in figures.FIGURE.findall(cell)]
         assert paths and all(path.split(".")[1] == run for path in paths), name
@@ -80,20 +72,19 @@ def test_the_table_has_every_run_with_its_own_figures(page):
 # ------------------------------------------------------------------------- signs in small real runs
 
 TINY = {  # name: settings that make a run on the tiny images sick in the same way
-    "healthy": [],
-    "dead": ["--lr", "1"],
-    "too-low": ["--lr", "1e-6"],
-    "overfit": "--wrong-labels 0.5 --train-images 10 --batch-size 1 --epochs 10".split(),
-    "wrong-labels": ["--wrong-labels", "0.3", "--epochs", "3"],
+    "dead": "--lr 1",
+    "overfit": "--wrong-labels 0.5 --train-images 10 --batch-size 1 --epochs 10",
+    "wrong-labels": "--wrong-labels 0.3 --epochs 3",
 }
 
 
 @pytest.fixture(scope="module")
-def log_dir(image_folder, tmp_path_factory) -> Path:
-    """A folder with a small run for each entry of TINY."""
+def log_dir(image_folder, tiny_run, tmp_path_factory) -> Path:
+    """A folder with a small run for each entry of TINY, and a healthy one."""
     log_dir = tmp_path_factory.mktemp("sick")
+    shutil.copytree(tiny_run, log_dir / "healthy")
     for name, settings in TINY.items():
-        run_tiny(image_folder, log_dir, "--run-name", name, *settings)
+        run_tiny(image_folder, log_dir, "--run-name", name, *settings.split())
     return log_dir
 
 
@@ -108,31 +99,27 @@ def test_figures_of_a_run_are_those_of_its_event_file(log_dir):
 
 
 def test_signs_are_seen_in_the_sick_run_and_not_in_the_healthy_one(log_dir):
-    figures = {name: sick_runs.figures(log_dir / name) for name in TINY}
-    healthy = figures["healthy"]
+    healthy = sick_runs.figures(log_dir / "healthy")
     for name in ("dead", "overfit"):
-        assert sick_runs.SIGNS[name](figures[name], healthy), name
+        assert sick_runs.SIGNS[name](sick_runs.figures(log_dir / name), healthy), name
         assert not sick_runs.SIGNS[name](healthy, healthy), name
-    assert figures["too-low"]["conv1_gradient"] > 0 and figures["dead"]["conv1_gradient"] == 0
 
 
-def test_a_run_that_fails_before_its_first_report_has_shown_no_sign(image_folder, tmp_path):
-    words = ["--data", image_folder, "--log-dir", tmp_path, "--run-name", "early", "--lr", "1e9"]
-    assert train_cifar.main([str(word) for word in words]) == 1
-    found = sick_runs.figures(tmp_path / "early")
-    assert found == {}
-    for name in sick_runs.SIGNS:
-        assert not sick_runs.is_seen(name, found, {"test_accuracy": 0.5})
-
-
-def test_an_exploding_run_is_stopped_after_its_loss_was_reported(image_folder, tmp_path, capsys):
-    words = ["--data", image_folder, "--log-dir", tmp_path, "--run-name", "exploding"]
-    words += ["--batch-size", "8", "--report-every", "8", "--lr", "1e6"]
-    assert train_cifar.main([str(word) for word in words]) == 1
+@pytest.mark.parametrize("when", ["before its first report", "after it"])
+def test_an_exploding_run_is_stopped(when, image_folder, tmp_path, capsys):
+    words = ["--data", str(image_folder), "--log-dir", str(tmp_path), "--run-name", "exploding"]
+    early = when == "before its first report"
+    words += ["--lr", "1e9"] if early else "--lr 1e6 --batch-size 8 --report-every 8".split()
+    assert train_cifar.main(words) == 1
     assert "the loss became nan" in capsys.readouterr().err
     found = sick_runs.figures(tmp_path / "exploding")
-    assert sick_runs.SIGNS["exploding"](found, {})
-    assert found["loss_digits"] == len(str(int(found["highest_training_loss"])))
+    if early:  # it has shown no sign
+        assert found == {}
+        healthy = {"test_accuracy": 0.5}
+        assert not [name for name in sick_runs.SIGNS if sick_runs.is_seen(name, found, healthy)]
+    else:
+        assert sick_runs.SIGNS["exploding"](found, {})
+        assert found["loss_digits"] == len(str(int(found["highest_training_loss"])))
 
 
 def test_the_surest_mistakes_are_those_of_the_labels(log_dir):
@@ -146,24 +133,18 @@ def test_the_surest_mistakes_are_those_of_the_labels(log_dir):
 
 def test_signs_failures_and_ranges_are_counted_over_the_seeds(monkeypatch):
     monkeypatch.setattr(sick_runs, "RUNS", {name: "" for name in ("healthy", "overfit")})
-    measured = {
-        f"shapes {name} {seed}": {
-            "test_loss": 1.0 + seed,
-            "lowest_test_loss": lowest,
-            "run_s": 2.0,
-            "status": seed % 2,
-            "said": "",
-        }
-        for name, lowest in (("healthy", 1.0), ("overfit", 0.9))
-        for seed in range(4)
-    }
+    measured = {}
+    for name, lowest in (("healthy", 1.0), ("overfit", 0.9)):
+        for seed in range(4):
+            losses = {"test_loss": 1.0 + seed, "lowest_test_loss": lowest}
+            ended = {"run_s": 2.0, "status": seed % 2, "said": ""}
+            measured[f"shapes {name} {seed}"] = losses | ended
     results = sick_runs.summarise(measured)
     healthy, overfit = (results["shapes"][name] for name in ("healthy", "overfit"))
     assert (healthy["seen"], overfit["seen"]) == (1, 3)
     assert healthy["failed"] == overfit["failed"] == 2
     assert overfit["0"]["test_loss"] == 1.0
-    test_loss = overfit["test_loss"]
-    assert (test_loss["median"], test_loss["low"], test_loss["high"]) == (2.5, 1.0, 4.0)
+    assert [overfit["test_loss"][key] for key in figures.OVER_SEEDS] == [2.5, 1.0, 4.0]
     assert (results["shapes"]["page_s"], results["total_s"]) == (4.0, 16.0)
 
 
@@ -215,12 +196,9 @@ def heights(path) -> list[float]:
     return [float(y) for y in re.findall(r"[ML][^,]+,([^LM]+)", path.get_attribute("d"))]
 
 
-FOLDER = ROOT / "screenshots"
-
-
 def test_the_pictures_are_those_of_the_page(capture):
-    files = {path.relative_to(FOLDER) for path in FOLDER.glob("*/*.png")}
-    assert {Path(f"{name}.png") for name in capture.COMPARISONS} == files
+    files = ROOT.glob("screenshots/*/*.png")
+    assert {*capture.COMPARISONS} == {f"{path.parent.name}/{path.stem}" for path in files}
 
 
 def test_the_test_loss_of_an_overfit_run_ends_above_its_lowest_point(capture, tab, url):
@@ -257,25 +235,20 @@ def test_a_dead_run_predicts_one_class(capture, tab, url):
 
 def test_every_run_is_a_row_and_a_line(capture, tab, url):
     table = capture.table(tab, url, "")
-    for name in TINY:
+    for name in ("healthy", *TINY):
         capture.expect(table.filter(has_text=re.compile(rf"^\s*{name}\s*$"))).to_have_count(1)
     plot = capture.parallel_coordinates(tab, url, "")
-    assert plot.locator(".foreground path").count() == len(TINY)
-
-
-def test_a_folder_without_runs_is_refused(capture, tmp_path, capsys):
-    assert capture.main(["--compare", str(tmp_path / "none"), "--out", str(tmp_path)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(
-        f"capture.py: error: {str(tmp_path / 'none')!r} lacks runs of augmented, big-batch"
-    )
+    assert plot.locator(".foreground path").count() == 1 + len(TINY)
 
 
 def test_a_picture_needs_its_own_runs_only(capture, log_dir, tmp_path, capsys):
-    words = ["--compare", str(log_dir), "--out", str(tmp_path), "--only", "sick/restless_loss"]
-    assert capture.main(words) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "runs of healthy, restless, restless-cured:" in line
+    for folder, only, runs in (
+        (tmp_path / "none", [], "augmented, big-batch"),
+        (log_dir, ["--only", "sick/restless_loss"], "healthy, restless, restless-cured:"),
+    ):
+        assert capture.main(["--compare", str(folder), "--out", str(tmp_path), *only]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"capture.py: error: {str(folder)!r} lacks runs of {runs}")
     with capture.copies_of([log_dir / "dead", log_dir / "healthy"]) as folder:
         assert {path.name for path in folder.iterdir()} == {"dead", "healthy"}
     assert not folder.exists()

@@ -49,16 +49,26 @@ def image_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_run(image_folder, tmp_path_factory) -> Path:
     """The directory of a finished run: 2 epochs of 15 batches of 8, a report every 5 batches."""
-    log_dir = tmp_path_factory.mktemp("runs")
-    return run_tiny(image_folder, log_dir, "--run-name", "tiny")
+    return run_tiny(image_folder, tmp_path_factory.mktemp("runs"), "--run-name", "tiny")
 
 
-def run_tiny(image_folder: Path, log_dir: Path, *more: str) -> Path:
-    """Train on the tiny folder with `main` and return the new run directory."""
+def settings(image_folder: Path, log_dir: Path, *more: object) -> list[object]:
+    """The command line of a run of 15 batches an epoch on the tiny folder."""
+    return ["--data", image_folder, "--log-dir", log_dir, "--batch-size", 8, "--lr", 0.02, *more]
+
+
+def call_main(*words: object) -> int:
+    """Call `main` as the command line would; returns the exit status."""
+    try:
+        return train_cifar.main([str(word) for word in words])
+    except SystemExit as exit:  # of the parser
+        return exit.code
+
+
+def run_tiny(image_folder: Path, log_dir: Path, *more: object) -> Path:
+    """Train on the tiny folder, a report every 5 batches, and return the new run directory."""
     before = set(log_dir.iterdir()) if log_dir.exists() else set()
-    arguments = ["--data", str(image_folder), "--log-dir", str(log_dir), "--batch-size", "8"]
-    status = train_cifar.main([*arguments, "--report-every", "40", "--lr", "0.02", *more])
-    assert status == 0
+    assert call_main(*settings(image_folder, log_dir, "--report-every", 40, *more)) == 0
     (run_dir,) = set(log_dir.iterdir()) - before
     return run_dir
 

@@ -6,12 +6,12 @@ every run, which takes some hundredths of a second. What goes wrong in a run, an
 """
 
 import functools
-import importlib
 import multiprocessing
 import os
+import pkgutil
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +27,12 @@ if "forkserver" not in multiprocessing.get_all_start_methods():
 
 CONTEXT = multiprocessing.get_context("forkserver")
 HANG = 120  # seconds; a run takes one or two
+
+# What may happen to a process: a power cut, Ctrl-C, `kill` on the command line, a lost terminal.
+kill = functools.partial(signal.raise_signal, signal.SIGKILL)
+interrupt = functools.partial(signal.raise_signal, signal.SIGINT)
+terminate = functools.partial(signal.raise_signal, signal.SIGTERM)
+hang_up = functools.partial(signal.raise_signal, signal.SIGHUP)
 
 
 class Fault(NamedTuple):
@@ -45,30 +51,8 @@ class Finished(NamedTuple):
     output: str
 
 
-def kill() -> None:
-    """End this process as a power cut would: nothing of it runs any more."""
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def interrupt() -> None:
-    """Press Ctrl-C."""
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-def hang_up() -> None:
-    os.kill(os.getpid(), signal.SIGHUP)
-
-
-def terminate() -> None:
-    """Do what `kill` does on the command line."""
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def start(
-    arguments: Sequence[object],
-    output: Path,
-    *faults: Callable[[], None],
-    environment: Mapping[str, str] | None = None,
+    arguments: Sequence[object], output: Path, *faults: Callable[[], None]
 ) -> multiprocessing.Process:
     """Start a run of `main`; its stdout and stderr are appended to the file `output`.
 
@@ -81,7 +65,7 @@ def start(
         CONTEXT.set_forkserver_preload(["forked"])
         forkserver.ensure_running()
     words = [str(argument) for argument in arguments]
-    process = CONTEXT.Process(target=run_here, args=(words, output, faults, environment or {}))
+    process = CONTEXT.Process(target=run_here, args=(words, output, faults))
     process.start()
     return process
 
@@ -93,11 +77,6 @@ def finish(process: multiprocessing.Process, output: Path) -> Finished:
         process.kill()
         pytest.fail(f"the run hangs: {output.read_text(encoding='utf-8')}")
     return Finished(process.exitcode, output.read_text(encoding="utf-8"))
-
-
-def settings(image_folder: Path, log_dir: Path, *more: object) -> list[object]:
-    """The command line of a run of 15 batches an epoch."""
-    return ["--data", image_folder, "--log-dir", log_dir, "--batch-size", 8, "--lr", 0.02, *more]
 
 
 def train(arguments: list[object], run_dir: Path, *faults: Callable[[], None]) -> Finished:
@@ -117,17 +96,11 @@ def run(arguments: list[object], run_dir: Path, *faults: Callable[[], None]) -> 
     return finish(start(arguments, output, *faults), output)
 
 
-def run_here(
-    words: list[str],
-    output: Path,
-    faults: Sequence[Callable[[], None]],
-    environment: Mapping[str, str],
-) -> None:
+def run_here(words: list[str], output: Path, faults: Sequence[Callable[[], None]]) -> None:
     """In the new process: prepare the faults, then run the program."""
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(file, sys.stdout.fileno())
     os.dup2(file, sys.stderr.fileno())
-    os.environ.update(environment)
     sys.argv = ["train_cifar.py", *words]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     torch.set_num_threads(1)  # OpenMP may hang in a fork when it wants more
@@ -140,7 +113,7 @@ def run_here(
 def arrange(fault: Fault) -> None:
     """Put a function in the place of the one that the fault names."""
     owner_name, _, name = fault.place.rpartition(".")
-    owner = resolve(owner_name)
+    owner = pkgutil.resolve_name(owner_name)
     original = getattr(owner, name)
     calls = 0
 
@@ -156,15 +129,3 @@ def arrange(fault: Fault) -> None:
         return result
 
     setattr(owner, name, faulty)
-
-
-def resolve(name: str) -> object:
-    """The module, class or object of a dotted name."""
-    parts = name.split(".")
-    for length in range(len(parts), 0, -1):
-        try:
-            found = importlib.import_module(".".join(parts[:length]))
-        except ModuleNotFoundError:
-            continue
-        return functools.reduce(getattr, parts[length:], found)
-    raise LookupError(name)

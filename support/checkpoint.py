@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from support.errors import InputError, first_line
 
@@ -21,8 +23,8 @@ FORMAT_VERSION = 3
 def save_checkpoint(run_dir: Path, state: dict) -> None:
     """Write `state` to the run folder: whole, or not at all.
 
-    It is written next to the old checkpoint and then moved over it, which is atomic, so a kill at
-    any moment leaves the old one or the new one. Raises OSError if it cannot be written.
+    It is moved over the old checkpoint, which is atomic: a kill at any moment leaves the old one or
+    the new one. Raises OSError if it cannot be written.
     """
     path = run_dir / FILE_NAME
     temporary = path.with_suffix(".pt.tmp")
@@ -38,9 +40,8 @@ def save_checkpoint(run_dir: Path, state: dict) -> None:
 def load_checkpoint(run_dir: str | Path) -> dict:
     """Read the state that `save_checkpoint` wrote, with its tensors on the CPU.
 
-    `weights_only=True` builds tensors and plain Python values only: a file from elsewhere cannot
-    run code. Raises InputError if there is none, or if it is not a complete checkpoint of this
-    program.
+    A file from elsewhere cannot run code (`weights_only`). Raises InputError if there is none, or
+    if it is not a complete checkpoint of this program.
     """
     path = Path(run_dir) / FILE_NAME
     if not os.path.isfile(path):  # unlike Path.is_file, it never raises
@@ -51,40 +52,18 @@ def load_checkpoint(run_dir: str | Path) -> dict:
         if damaged:
             raise ValueError(f"wrong checksum of {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or state.get("format") != FORMAT_VERSION:
+            raise ValueError(f"not a checkpoint of this program, format {FORMAT_VERSION}")
+        return state
     except Exception as error:  # there are as many as there are ways to damage a file
         raise InputError(
             f"{str(path)!r} cannot be read as a checkpoint ({first_line(error)}): it is damaged "
             "or comes from another program; start a new run without --resume"
         ) from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT_VERSION:
-        raise InputError(
-            f"{str(path)!r} is not a checkpoint of this program (format {FORMAT_VERSION}): "
-            "start a new run without --resume"
-        )
-    return state
 
 
-def model_state(
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-) -> dict:
-    """What training changes in a net, its optimizer and schedule, and PyTorch's random numbers."""
-    return {
-        "net": net.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict(),
-        "random_state": torch.get_rng_state(),
-    }
-
-
-def restore_model(
-    state: dict,
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-) -> None:
-    """Put back what `model_state` returned; raises some error if it does not fit."""
+def restore_net(state: dict, net: nn.Module, optimizer: Optimizer, scheduler: LRScheduler) -> None:
+    """Put back what training had changed in these; raises some error if it does not fit."""
     # The optimizer's state is kept by the place of a weight in the net: other places, or a buffer
     # of another shape, would be read past their ends.
     if list(state["net"]) != list(net.state_dict()):
@@ -96,13 +75,12 @@ def restore_model(
             if isinstance(buffer, torch.Tensor) and buffer.shape not in ((), weights.shape):
                 raise ValueError(f"the optimizer's {name} has the shape {tuple(buffer.shape)}")
     scheduler.load_state_dict(state["scheduler"])
-    torch.set_rng_state(state["random_state"])
 
 
 def data_checksum(*datasets) -> int:
-    """A checksum of all images and labels of data sets that have `images` and `labels`."""
+    """A checksum of the `images` and `labels` of all data sets; one given twice counts once."""
     checksum = 0
-    for dataset in datasets:
+    for dataset in dict.fromkeys(datasets):
         for tensor in (dataset.images, dataset.labels):
             checksum = zlib.crc32(tensor.cpu().numpy(), checksum)
     return checksum

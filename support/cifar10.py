@@ -45,12 +45,8 @@ def fetch_cifar10(data_dir: str | Path, mirrors: Sequence[str] = ()) -> Path:
         mirrors: http(s) URLs to prefer, each of the archive or (ending in "/") of its folder.
             So are those in the environment variable CIFAR10_MIRROR.
 
-    Returns:
-        the folder of the unpacked files.
-
-    Raises:
-        InputError: no mirror delivers, a mirror's URL is not http(s), the archive in `data_dir`
-            is not CIFAR-10's, or `data_dir` cannot be written.
+    Returns the folder of the unpacked files. Raises InputError if no mirror delivers, if a mirror's
+    URL is not http(s), the archive in `data_dir` not CIFAR-10's, or `data_dir` not writable.
     """
     data_dir = Path(data_dir)
     named = mirror_urls([*mirrors, *os.environ.get("CIFAR10_MIRROR", "").split()])

@@ -24,16 +24,12 @@ from typing import NamedTuple
 import torch
 from filelock import FileLock
 from torch import nn
-from torch.profiler import profile
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
-from support.checkpoint import (
-    data_checksum,
-    load_checkpoint,
-    model_state,
-    restore_model,
-    save_checkpoint,
-)
+from support.checkpoint import data_checksum, load_checkpoint, restore_net, save_checkpoint
 from support.device import to_channels_last, tune_cpu
 from support.errors import DivergedError, InputError, NothingToDo, Stopped, first_line
 from support.processes import (
@@ -45,9 +41,10 @@ from support.processes import (
 )
 from support.profiler import STEPS, finish_profile, start_profile
 from support.run_dir import cannot_write, check_log_dir, lock_run_dir, make_run_dir
-from support.terminal import not_writable, progress_bar, resume_command, say
+from support.terminal import not_writable, resume_command, say
 
-BAR_EVERY = 50  # batches between two updates of the progress bar
+BAR = {"unit": " batches", "leave": False, "disable": None}  # None: on a terminal only
+BAR_EVERY = 50  # batches between two losses in it
 
 
 class Report(NamedTuple):
@@ -95,8 +92,8 @@ class Run:
         processes: Processes,
         data,  # the namedtuple of data.py: its loaders, the classes, where the images are from
         net: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        optimizer: Optimizer,
+        scheduler: LRScheduler,
         state: dict | None = None,
     ):
         self.args, self.processes, self.data = args, processes, data
@@ -104,23 +101,17 @@ class Run:
         self.is_first = processes.rank == 0  # the process that prints, draws and saves
         self.writer: SummaryWriter | None = None  # the first process opens it
         self.progress = Progress()
-        self.profile: profile | None = None  # while one is running
         self.profile_rows: list[tuple] | None = None  # until a report shows them
         self.view_seconds = 0.0  # spent on drawing and writing views
         self.signals: list[int] = []  # that have come
-        # of the loader's generator, at the start of the epoch
-        self.shuffle_state = data.train_loader.generator.get_state()
+        self.shuffle_state = data.train_loader.generator.get_state()  # at the start of the epoch
         self.images, self.started = 0, 0.0  # since the last report, for its images per second
-        train_set = data.train_loader.dataset
-        if args.batch_size > len(train_set):
-            raise InputError(
-                f"--batch-size {args.batch_size} is more than the {len(train_set)} training "
-                "images: take a smaller one"
-            )
+        size, available = f"--batch-size {args.batch_size}", len(data.train_loader.dataset)
+        if args.batch_size > available:
+            raise InputError(f"{size} is more than the {available} training images: take less")
         if args.batch_size % processes.count:
             raise InputError(
-                f"--batch-size {args.batch_size} cannot be divided among {processes.count} "
-                "processes: take a multiple"
+                f"{size} cannot be divided among {processes.count} processes: take a multiple"
             )
         # There is a report every so many batches, and one at the end of each epoch.
         report_batches = max(1, round(args.report_every / args.batch_size))
@@ -129,8 +120,7 @@ class Run:
         # make a GPU wait.
         self.losses = torch.zeros(self.report_batches, device=processes.device)
         loaders = data.train_loader, data.test_loader, data.validation_loader
-        parts = dict.fromkeys(loader.dataset for loader in loaders)  # the last two may be one
-        self.data_checksum = data_checksum(*parts)
+        self.data_checksum = data_checksum(*(loader.dataset for loader in loaders))
         self.lock: FileLock | None = None  # the first process holds it
         if state:
             self.restore(state)
@@ -162,39 +152,38 @@ class Run:
         loader, progress = self.data.train_loader, self.progress
         tune_cpu(self.args.batch_size // self.processes.count)
         loader.generator.set_state(self.shuffle_state)
-        batches = iter(loader)
+        batches, profile = iter(loader), None
         for _ in range(progress.batch):  # those done before a stop: only their random numbers count
             next(batches)
         self.restart_clock()
         title = f"epoch {progress.epoch + 1}"
-        with progress_bar(title, "batches", progress.batch, len(loader)) as bar:
-            try:
-                for images, labels in batches:
-                    if progress.step == self.report_batches:  # after the first report
-                        self.start_profile()
-                    self.images += len(labels)
-                    images, labels = share_of_batch(images, labels, self.processes)
-                    yield to_channels_last(images), labels
-                    if progress.batch % BAR_EVERY == 0:
-                        recent = self.last_losses(100).mean().item()
-                        bar.set_postfix(loss=f"{recent:.3f}", refresh=False)
-                        bar.update(BAR_EVERY)
-                    if self.profile and progress.step == self.report_batches + STEPS:
-                        running, self.profile = self.profile, None
-                        self.profile_rows = finish_profile(running, self.run_dir)
-                        self.restart_clock()
-                    if progress.batch == len(loader):
-                        # The epoch's end saves and stops. No break: the sampler draws once more
-                        # at its end, and the order of the next epoch follows from that.
-                        continue
-                    if progress.batch % self.report_batches == 0:  # a report has just been made
-                        self.save()
-                        self.restart_clock()
-                    self.stop_if_asked()
-            finally:
-                if self.profile:  # a stop, or the epoch's end: too few steps for a table
-                    self.profile.stop()
-                    self.profile = None
+        bar = tqdm(batches, title, len(loader), initial=progress.batch, **BAR)
+        is_profiled = self.is_first and self.args.views == "all"
+        try:
+            for images, labels in bar:
+                if is_profiled and progress.step == self.report_batches:  # after the first report
+                    profile = start_profile(self.processes.device)
+                self.images += len(labels)
+                images, labels = share_of_batch(images, labels, self.processes)
+                yield to_channels_last(images), labels
+                if progress.batch % BAR_EVERY == 0:
+                    recent = self.last_losses(100).mean().item()
+                    bar.set_postfix(loss=f"{recent:.3f}", refresh=False)
+                if profile and progress.step == self.report_batches + STEPS:
+                    self.profile_rows = finish_profile(profile, self.run_dir)
+                    profile = None
+                    self.restart_clock()
+                if progress.batch == len(loader):
+                    # The epoch's end saves and stops. No break: the sampler draws once more
+                    # at its end, and the order of the next epoch follows from that.
+                    continue
+                if progress.batch % self.report_batches == 0:  # a report has just been made
+                    self.save()
+                    self.restart_clock()
+                self.stop_if_asked()
+        finally:
+            if profile:  # a stop, or the epoch's end: too few steps for a table
+                profile.stop()
 
     def record(self, loss: torch.Tensor) -> Report | None:
         """Count a batch and keep its loss, a scalar; returns a report when one is due.
@@ -205,8 +194,8 @@ class Run:
         self.losses[progress.step % self.report_batches] = loss.detach()
         progress.batch += 1
         progress.step += 1
-        epoch_done = progress.batch == len(self.data.train_loader)
-        if progress.batch % self.report_batches and not epoch_done:
+        is_last = progress.batch == len(self.data.train_loader)  # of the epoch
+        if progress.batch % self.report_batches and not is_last:
             return None
         mean_loss = self.mean_loss()
         speed = self.images / (time.perf_counter() - self.started)
@@ -222,42 +211,36 @@ class Run:
         """The mean of the last losses over all processes; raises RunError, see `record`."""
         self.losses = all_reduce_sum(self.losses, self.processes) / self.processes.count
         losses = self.last_losses(self.report_batches)
-        bad = losses.isfinite().logical_not().nonzero()[:, 0]
-        if len(bad) > 0:
-            step = self.progress.step - len(losses) + 1 + bad[0].item()
-            raise diverged(f"loss became {losses[bad[0]].item()}", step)
-        if not all(weights.isfinite().all() for weights in self.net.parameters()):
-            raise diverged("weights became infinite or nan", self.progress.step)
+        bad = losses.isfinite().int().argmin().item()  # the first that is not, if there is one
+        self.check_finite("loss", losses[bad].item(), self.progress.step - len(losses) + 1 + bad)
+        for weights in self.net.parameters():
+            self.check_finite("weights", weights.sum().item())
         return losses.mean().item()
 
-    def check_finite(self, name: str, value: float) -> None:
-        """Raise RunError if a number that follows from the weights is NaN or infinite."""
+    def check_finite(self, name: str, value: float, step: int | None = None) -> None:
+        """Raise RunError if a number of the run, at a step or now, is NaN or infinite."""
         if not math.isfinite(value):
-            raise diverged(f"{name} became {value}", self.progress.step)
+            raise DivergedError(
+                f"the {name} became {value} at step {step or self.progress.step:,}: the learning "
+                "rate is probably too high; start again with a smaller --lr"
+            )
 
     def stop_if_asked(self) -> None:
         """Raise Stopped, with the run saved, if a signal has come, here or in another process."""
-        if self.processes.count == 1:
-            stop = bool(self.signals)
-        elif self.progress.batch % BAR_EVERY:  # asking the others takes time
-            stop = False
-        else:  # all must stop after the same batch
-            signals = torch.tensor(len(self.signals), device=self.processes.device)
-            stop = all_reduce_sum(signals, self.processes).item() > 0
-        if stop:
+        asked = len(self.signals)
+        if self.processes.count > 1:  # all must stop after the same batch
+            if self.progress.batch % BAR_EVERY:
+                return  # asking the others takes time
+            here = torch.tensor(asked, device=self.processes.device)
+            asked = all_reduce_sum(here, self.processes).item()
+        if asked:
             if self.progress.batch % self.report_batches:
                 self.mean_loss()  # never save what is not finite
             self.save()
             # Without a signal here, another of several processes got one.
-            signum = self.signals[0] if self.signals else signal.SIGTERM
+            stop = signal.Signals(self.signals[0] if self.signals else signal.SIGTERM)
             command = resume_command(self.run_dir)
-            name = signal.Signals(signum).name
-            raise Stopped(signum, f"stopped by {name}; to resume:\n  {command}")
-
-    def start_profile(self) -> None:
-        """Profile some steps, where somebody looks at all views."""
-        if self.is_first and self.args.views == "all":
-            self.profile = start_profile(self.processes.device)
+            raise Stopped(stop, f"stopped by {stop.name}; to resume:\n  {command}")
 
     def restart_clock(self) -> None:
         """Start to count images and seconds anew, for a report's images per second."""
@@ -291,9 +274,7 @@ class Run:
             raise not_writable(run_dir, error) from error
         if load_checkpoint(run_dir)["progress"] != vars(self.progress):
             self.lock.release()
-            raise InputError(
-                f"{str(run_dir)!r} was trained by another process meanwhile: resume it again"
-            )
+            raise InputError(f"another process trained {str(run_dir)!r} meanwhile: resume it again")
         return run_dir
 
     def state(self) -> dict:
@@ -302,7 +283,10 @@ class Run:
             "settings": vars(self.args) | {"resume": None},
             "classes": self.data.classes,
             "data_checksum": self.data_checksum,
-            **model_state(self.net, self.optimizer, self.scheduler),
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "random_state": torch.get_rng_state(),
             "shuffle_state": self.shuffle_state,
             "progress": vars(self.progress),
             "losses": self.losses,
@@ -313,11 +297,12 @@ class Run:
         """Go on where `state` was saved; raises InputError if it does not fit."""
         if (state["classes"], state["data_checksum"]) != (self.data.classes, self.data_checksum):
             raise InputError(
-                f"{self.args.resume!r} was trained on other images than {self.args.data!r} holds "
-                "now: bring those back, or start a new run"
+                f"{self.args.resume!r} was trained on other images than {self.args.data!r} holds: "
+                "bring those back, or start a new run"
             )
         try:
-            restore_model(state, self.net, self.optimizer, self.scheduler)
+            restore_net(state, self.net, self.optimizer, self.scheduler)
+            torch.set_rng_state(state["random_state"])
             self.data.train_loader.generator.set_state(state["shuffle_state"])
             self.shuffle_state = state["shuffle_state"]
             self.progress = Progress(**state["progress"])
@@ -348,8 +333,8 @@ class Run:
 
     def print(self, text: str) -> None:
         """Print a line that begins with epoch and step."""
-        epoch, epochs = self.progress.epoch + 1, self.args.epochs
-        say(f"epoch {epoch}/{epochs}  step {self.progress.step:>7,}  {text}")
+        done = self.progress
+        say(f"epoch {done.epoch + 1}/{self.args.epochs}  step {done.step:>7,}  {text}")
 
 
 def load_run(args: argparse.Namespace) -> tuple[argparse.Namespace, dict | None]:
@@ -364,10 +349,7 @@ def load_run(args: argparse.Namespace) -> tuple[argparse.Namespace, dict | None]
     if state["progress"]["finished"]:
         raise NothingToDo(f"the run in {args.resume!r} is finished: nothing is left to resume")
     if state["settings"].keys() != vars(args).keys():
-        raise InputError(
-            f"the checkpoint in {args.resume!r} has other settings than this version of the "
-            "program: start a new run"
-        )
+        raise InputError(f"{args.resume!r} has other settings than this program: start a new run")
     return argparse.Namespace(**state["settings"] | {"resume": args.resume}), state
 
 
@@ -393,11 +375,3 @@ def rank_zero_only(show: Callable[..., None]) -> Callable[..., None]:
         run.view_seconds += time.perf_counter() - begun
 
     return draw
-
-
-def diverged(what: str, step: int) -> DivergedError:
-    """The error of a run in which something became infinite or NaN at a step."""
-    return DivergedError(
-        f"the {what} at step {step:,}: the learning rate is probably too high; "
-        "start again with a smaller --lr"
-    )

@@ -45,8 +45,7 @@ class Parser(argparse.ArgumentParser):
             if "\0" in text or text != text.encode(errors="replace").decode():
                 self.error(f"{text!r} is not readable text")
         args = self.parse_args(argv)
-        flags = [text for text in argv if text.startswith("--")]
-        others = [flag for flag in flags if not flag.startswith("--resume")]
+        others = [t for t in argv if t.startswith("--") and not t.startswith("--resume")]
         if args.resume is not None and others:
             self.error(f"--resume takes every setting from its run: leave out {' '.join(others)}")
         return args

@@ -108,11 +108,6 @@ def say(text: str) -> None:
         ) from error
 
 
-def progress_bar(title: str, unit: str, done: int, total: int) -> tqdm:
-    """A bar on a terminal; in a file or a pipe, none."""
-    return tqdm(total=total, initial=done, desc=title, unit=f" {unit}", disable=None, leave=False)
-
-
 def fail(status: int, message: str, each: bool = False) -> int:
     """Print one line on stderr and return the exit status.
 
@@ -170,8 +165,7 @@ def in_progress(run: Run) -> Iterator[None]:
     say(f"finished in {seconds:.1f} s, {run.view_seconds:.1f} s of it for views")
     if run.data.is_stand_in:
         say(STAND_IN_NOTE)
-    say("now look at it:")
-    say(f"  {watch}")
+    say(f"now look at it:\n  {watch}")
 
 
 def notes(run: Run) -> list[str]:
@@ -181,23 +175,18 @@ def notes(run: Run) -> list[str]:
     slow = args.lr == 0.001 and args.schedule == "constant"
     if slow and data.is_stand_in and args.batch_size == 4 and args.momentum == 0.9:
         found.append(PATIENCE_NOTE)
+    steps, images = args.epochs * len(data.train_loader), len(data.train_loader.dataset)
     own_pictures = data.source not in ("cifar10", "shapes")
-    if slow and own_pictures and run.is_new:
-        if args.epochs * len(data.train_loader) < ENOUGH_STEPS:
-            found.append(short_run_note(run))
+    if slow and own_pictures and run.is_new and steps < ENOUGH_STEPS:
+        # What to type instead was tried on sets of 100 to 2,000 pictures.
+        words = "--batch-size 4 --lr 0.01" if images < 500 else "--batch-size 16 --lr 0.02"
+        words += f" --schedule onecycle --augment --epochs {40 if images < 2000 else 20}"
+        better = start_command("--data", args.data, *words.split())
+        found.append(
+            f"NOTE: {steps:,} steps are too few to learn with the default settings; better: "
+            f"{better}"
+        )
     return found
-
-
-def short_run_note(run: Run) -> str:
-    """What to type instead; tried on sets of 100 to 2,000 pictures."""
-    steps, images = run.args.epochs * len(run.data.train_loader), len(run.data.train_loader.dataset)
-    size_and_rate = "--batch-size 4 --lr 0.01" if images < 500 else "--batch-size 16 --lr 0.02"
-    epochs = 40 if images < 2000 else 20
-    words = f"--epochs {epochs} {size_and_rate} --schedule onecycle --augment".split()
-    return (
-        f"NOTE: {steps:,} steps are too few to learn with the default settings; better: "
-        f"{start_command('--data', run.args.data, *words)}"
-    )
 
 
 def note_chance(accuracy: float, labels: torch.Tensor) -> None:
@@ -252,17 +241,13 @@ def quote(text: str | Path) -> str:
 
 def start_command(*words: str) -> str:
     """A command line that starts this program with other words, from the same folder."""
+    program = [Path(sys.executable).stem or "python"]
     if under_torchrun():
-        get = os.environ.get
-        program = ["torchrun", f"--nproc_per_node={get('LOCAL_WORLD_SIZE')}"]
-        if get("GROUP_WORLD_SIZE", "1") != "1":  # of machines: this is the line for this one
-            program += [f"--nnodes={get('GROUP_WORLD_SIZE')}", f"--node_rank={get('GROUP_RANK')}"]
-            program += [
-                f"--master_addr={get('MASTER_ADDR')}",
-                f"--master_port={get('MASTER_PORT')}",
-            ]
-    else:
-        program = [Path(sys.executable).stem or "python"]
+        flags = {"nproc_per_node": "LOCAL_WORLD_SIZE"}
+        if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":  # this is the line for this machine
+            flags |= {"nnodes": "GROUP_WORLD_SIZE", "node_rank": "GROUP_RANK"}
+            flags |= {"master_addr": "MASTER_ADDR", "master_port": "MASTER_PORT"}
+        program = ["torchrun", *(f"--{flag}={os.environ.get(env)}" for flag, env in flags.items())]
     return " ".join(map(quote, [*program, sys.argv[0], *words]))
 
 

@@ -21,11 +21,7 @@ FORMAT_VERSION = 3
 
 
 def save_checkpoint(run_dir: Path, state: dict) -> None:
-    """Write `state` to the run folder: whole, or not at all.
-
-    It is moved over the old checkpoint, which is atomic: a kill at any moment leaves the old one or
-    the new one. Raises OSError if it cannot be written.
-    """
+    """Write `state` to the run folder: whole, or not at all; raises OSError."""
     path = run_dir / FILE_NAME
     temporary = path.with_suffix(".pt.tmp")
     buffer = io.BytesIO()  # torch.save itself turns an OSError of its file into other errors
@@ -34,15 +30,11 @@ def save_checkpoint(run_dir: Path, state: dict) -> None:
         file.write(buffer.getbuffer())
         file.flush()
         os.fsync(file.fileno())  # otherwise a power cut may leave the new name with no content
-    os.replace(temporary, path)
+    os.replace(temporary, path)  # atomic: a kill at any moment leaves the old one or the new one
 
 
 def load_checkpoint(run_dir: str | Path) -> dict:
-    """Read the state that `save_checkpoint` wrote, with its tensors on the CPU.
-
-    A file from elsewhere cannot run code (`weights_only`). Raises InputError if there is none, or
-    if it is not a complete checkpoint of this program.
-    """
+    """Read what `save_checkpoint` wrote, tensors on the CPU; InputError if it is not whole."""
     path = Path(run_dir) / FILE_NAME
     if not os.path.isfile(path):  # unlike Path.is_file, it never raises
         raise InputError(f"no {FILE_NAME} in {str(run_dir)!r}: give the folder of a run")
@@ -51,15 +43,13 @@ def load_checkpoint(run_dir: str | Path) -> dict:
             damaged = archive.testzip()
         if damaged:
             raise ValueError(f"wrong checksum of {damaged}")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)  # runs no code in it
         if not isinstance(state, dict) or state.get("format") != FORMAT_VERSION:
             raise ValueError(f"not a checkpoint of this program, format {FORMAT_VERSION}")
         return state
     except Exception as error:  # there are as many as there are ways to damage a file
-        raise InputError(
-            f"{str(path)!r} cannot be read as a checkpoint ({first_line(error)}): it is damaged "
-            "or comes from another program; start a new run without --resume"
-        ) from error
+        trouble = f"{str(path)!r} cannot be read as a checkpoint ({first_line(error)})"
+        raise InputError(f"{trouble}: it is damaged or another program's; start anew") from error
 
 
 def restore_net(state: dict, net: nn.Module, optimizer: Optimizer, scheduler: LRScheduler) -> None:

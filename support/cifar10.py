@@ -4,15 +4,14 @@ torchvision asks one host, once, without a time-out (pytorch/vision issue 9536).
 leaves the same files, with the same md5, where `torchvision.datasets.CIFAR10(data_dir)` finds them.
 """
 
-import contextlib
 import os
 import re
 import shlex
 import tarfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from filelock import Timeout
+from filelock import FileLock, Timeout
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
 
@@ -34,19 +33,13 @@ BUILT_IN_MIRRORS = (
 
 
 def fetch_cifar10(data_dir: str | Path, mirrors: Sequence[str] = ()) -> Path:
-    """Make CIFAR-10 in `data_dir` whole and verified; download only when needed.
+    """Make CIFAR-10 in `data_dir` whole and verified, and return its folder.
 
     What is there is used: the unpacked folder, also one level deeper or given as `data_dir`; the
-    archive, whatever its name; a partial download. What is missing or damaged is named first. Of
-    several processes that call this at the same time, one works and the others wait for it.
-
-    Args:
-        data_dir: folder for the archive and the unpacked files; made when it is missing.
-        mirrors: http(s) URLs to prefer, each of the archive or (ending in "/") of its folder.
-            So are those in the environment variable CIFAR10_MIRROR.
-
-    Returns the folder of the unpacked files. Raises InputError if no mirror delivers, if a mirror's
-    URL is not http(s), the archive in `data_dir` not CIFAR-10's, or `data_dir` not writable.
+    archive, whatever its name; a partial download. Of several processes that call this at the same
+    time, one works and the others wait. `mirrors` are URLs to prefer, as are those in
+    CIFAR10_MIRROR: of the archive, or, with a "/" at the end, of its folder. Raises InputError if
+    none delivers, a URL is not http(s), the archive is another, or `data_dir` not writable.
     """
     data_dir = Path(data_dir)
     named = mirror_urls([*mirrors, *os.environ.get("CIFAR10_MIRROR", "").split()])
@@ -55,34 +48,32 @@ def fetch_cifar10(data_dir: str | Path, mirrors: Sequence[str] = ()) -> Path:
         if not wrong:
             return folder
         data_dir.mkdir(parents=True, exist_ok=True)
-        with locked(data_dir):
+        lock = wait_for_lock(data_dir)
+        try:
             wrong = faults(folder)  # perhaps the process that we waited for has mended them
-            if not wrong:
-                return folder
             trouble = describe(folder, wrong)
             if trouble:
                 print_on_stderr(f"{trouble}; these files are unpacked again")
-            unpack(find_archive(data_dir) or download(named, data_dir, trouble), folder, wrong)
+            if wrong:
+                unpack(find_archive(data_dir) or download(named, data_dir, trouble), folder, wrong)
+        finally:
+            lock.release()
         return folder
     except OSError as error:
-        raise InputError(
-            f"cannot keep CIFAR-10 in {data_dir}: {error}; "
-            "free some space there or choose another folder with --data-dir"
-        ) from error
+        advice = "free some space there or choose another folder with --data-dir"
+        raise InputError(f"cannot keep CIFAR-10 in {data_dir}: {error}; {advice}") from error
 
 
 def refuse_cifar10(source: Path) -> None:
     """Raise InputError, which says what to type, if `source` is CIFAR-10 as it is downloaded."""
-    names = (CIFAR10.base_folder, *batch_files())
     # unlike their twins of Path, these two never raise: a name may be too long
     is_archive = os.path.isfile(source) and ("cifar-10" in source.name or is_whole_archive(source))
     is_inside = is_archive or source.name == CIFAR10.base_folder
+    names = CIFAR10.base_folder, *batch_files()
     if is_inside or any(os.path.exists(source / name) for name in names):
         data_dir = shlex.quote(str(source.parent if is_inside else source))
-        raise InputError(
-            f"{str(source)!r} is CIFAR-10 as it is downloaded, no folder of images: "
-            f"give --data cifar10 --data-dir {data_dir}"
-        )
+        trouble = f"{str(source)!r} is CIFAR-10 as it is downloaded, no folder of images"
+        raise InputError(f"{trouble}: give --data cifar10 --data-dir {data_dir}")
 
 
 def mirror_urls(bases: Sequence[str]) -> list[str]:
@@ -106,10 +97,7 @@ def faults(folder: Path) -> dict[str, str]:
 
 
 def find_folder(data_dir: Path) -> tuple[Path, dict[str, str]]:
-    """The best of the places where the unpacked files may be, and what is wrong with them there.
-
-    It is the usual one if they are nowhere.
-    """
+    """The best of the places of the unpacked files, or the usual one, and what is wrong there."""
     usual = data_dir / CIFAR10.base_folder
     deeper = sorted(data_dir.glob(f"*/{CIFAR10.base_folder}"))
     found = [(folder, faults(folder)) for folder in (usual, data_dir, *deeper)]
@@ -117,9 +105,9 @@ def find_folder(data_dir: Path) -> tuple[Path, dict[str, str]]:
 
 
 def describe(folder: Path, wrong: dict[str, str]) -> str:
-    """What is wrong with a folder of unpacked files, in a line; "" if there is none."""
+    """What is wrong with a folder of unpacked files, in a line; "" if nothing or not there."""
     held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if not held:
+    if not held or not wrong:
         return ""
     if not set(held) & set(wrong) and len(wrong) == len(batch_files()):
         whose = " (CIFAR-100's files)" if {"train", "test", "meta"} <= set(held) else ""
@@ -139,49 +127,35 @@ def find_archive(data_dir: Path) -> Path | None:
     found = next(filter(is_whole_archive, files), None)
     for path in files:
         if not found and "cifar-10" in path.name:
-            trouble = (
-                f"{path} is not the CIFAR-10 archive (it has {path.stat().st_size:,} bytes of "
-                f"{ARCHIVE_SIZE:,}, or another md5)"
-            )
+            held = f"{path.stat().st_size:,} bytes of {ARCHIVE_SIZE:,}"
+            trouble = f"{path} is not the CIFAR-10 archive (it has {held}, or another md5)"
             if path.name == ARCHIVE_NAME:  # the reader's own file: not ours to delete
                 raise InputError(f"{trouble}: delete or replace it")
             print_on_stderr(trouble)
     return found
 
 
-@contextlib.contextmanager
-def locked(data_dir: Path) -> Iterator[None]:
-    """Hold the lock of `data_dir`; the system frees it when the process dies."""
+def wait_for_lock(data_dir: Path) -> FileLock:
+    """Take the lock of `data_dir`; the system frees it when the process dies."""
     path = data_dir / f"{ARCHIVE_NAME}.lock"
     try:
-        lock = take_lock(path, timeout=0)
+        return take_lock(path, timeout=0)
     except Timeout:
         print_on_stderr(f"another process is fetching CIFAR-10 into {data_dir}: waiting for it")
-        lock = take_lock(path, timeout=-1)
-    try:
-        yield
-    finally:
-        lock.release()
+        return take_lock(path, timeout=-1)
 
 
 def download(named: list[str], data_dir: Path, trouble: str) -> Path:
-    """Fetch the archive, asking the named mirrors and the built-in ones at once; its path.
-
-    `trouble` is what is wrong with the files that are there, for the message if that fails.
-    """
+    """Fetch the archive, and return its path; `trouble`, of the files there, is for the message."""
     urls, archive = list(dict.fromkeys([*named, *BUILT_IN_MIRRORS])), data_dir / ARCHIVE_NAME
-    print_on_stderr(
-        f"downloading CIFAR-10 ({ARCHIVE_SIZE / 2**20:.0f} MB): {len(urls)} addresses are asked "
-        "at once (--data shapes needs no download)"
-    )
+    asked = f"{len(urls)} addresses are asked at once (--data shapes needs no download)"
+    print_on_stderr(f"downloading CIFAR-10 ({ARCHIVE_SIZE / 2**20:.0f} MB): {asked}")
     try:
         fetch_file(urls, named, archive, ARCHIVE_SIZE, ARCHIVE_MD5)
     except NoMirrorError as error:
-        raise InputError(
-            f"{trouble}{'; ' if trouble else ''}cannot download CIFAR-10 ({error}); try again "
-            "later (what came is kept), name another source with --mirror URL, or fetch "
-            f"{ARCHIVE_NAME} elsewhere and put it at {archive}"
-        ) from error
+        found = f"{trouble}; " if trouble else ""
+        ways = f"try later (what came is kept), name a --mirror URL, or put the file at {archive}"
+        raise InputError(f"{found}cannot download CIFAR-10 ({error}); {ways}") from error
     return archive
 
 

@@ -4,11 +4,11 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from support.errors import InputError, RunError, first_line
-from support.processes import Processes, all_reduce_sum, lost_process
+from support.processes import Processes, lost_process
 
 ALL_THREADS = torch.get_num_threads()  # before `tune_cpu` changes it
 SMALL_BATCH = 8  # images; up to here one CPU thread is faster than several
@@ -17,27 +17,20 @@ SMALL_BATCH = 8  # images; up to here one CPU thread is faster than several
 def check_pytorch() -> None:
     """Raise InputError if PyTorch is older than requirements.txt says."""
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
-        raise InputError(
-            f"PyTorch {torch.__version__} is too old, 2.6 or later is needed: "
-            "pip install -U torch torchvision"
-        )
+        trouble = f"PyTorch {torch.__version__} is too old, 2.6 or later is needed"
+        raise InputError(f"{trouble}: pip install -U torch torchvision")
 
 
 def choose_device(name: str) -> torch.device:
-    """Turn `--device` into a device; raises InputError if it does not work here.
-
-    `auto` is CUDA where there is one, and the CPU otherwise: with batches of four and so small a
-    net, starting an operation on MPS takes longer than computing it on the CPU.
-    """
-    if name == "auto":
+    """Turn `--device` into a device; raises InputError if it does not work here."""
+    if name == "auto":  # not MPS: to start so small an operation there takes longer than the CPU
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).add(1).item()
     except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA raises the latter
-        raise InputError(
-            f"--device {name!r} does not work here ({first_line(error)}): take --device cpu"
-        ) from error
+        trouble = f"--device {name!r} does not work here ({first_line(error)})"
+        raise InputError(f"{trouble}: take --device cpu") from error
     return device
 
 
@@ -55,9 +48,8 @@ def device_errors(device: torch.device) -> Iterator[None]:
 def tune_cpu(batch_size: int) -> None:
     """Set, for the whole process, the CPU threads and kernels that suit the batch size.
 
-    With four images, a layer of this net takes less time than threads need to synchronise and
-    oneDNN needs to rearrange memory; with larger batches both pay (measured: benchmarks/).
-    Denormals (numbers below 1e-38) become 0: CPUs are very slow with them.
+    With four images, a layer takes less time than threads need to synchronise and oneDNN to
+    rearrange memory; with larger batches both pay. Denormals (below 1e-38) are slow, and become 0.
     """
     small = batch_size <= SMALL_BATCH
     torch.set_num_threads(1 if small else ALL_THREADS)
@@ -65,11 +57,10 @@ def tune_cpu(batch_size: int) -> None:
     torch.set_flush_denormal(True)
 
 
-def to_channels_last(images: torch.Tensor) -> torch.Tensor:
+def to_channels_last(images: Tensor) -> Tensor:
     """Give large batches (B, 3, H, W) the memory layout in which convolutions are fastest."""
-    if len(images) <= SMALL_BATCH:
-        return images
-    return images.contiguous(memory_format=torch.channels_last)
+    is_small = len(images) <= SMALL_BATCH
+    return images if is_small else images.contiguous(memory_format=torch.channels_last)
 
 
 def data_parallel(net: nn.Module, processes: Processes) -> nn.Module:
@@ -77,13 +68,10 @@ def data_parallel(net: nn.Module, processes: Processes) -> nn.Module:
     return nn.parallel.DistributedDataParallel(net) if processes.count > 1 else net
 
 
-def predict_all(
-    net: nn.Module, loader: DataLoader, processes: Processes
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run the net over the N images of a loader, its batches distributed to the processes.
+def predict_all(net: nn.Module, loader: DataLoader, processes: Processes) -> tuple[Tensor, Tensor]:
+    """Run the net, in evaluation mode, over the N images of a loader, distributed to the processes.
 
-    Returns logits (N, C) and labels (N,), both on the CPU, in every process. The net is in
-    evaluation mode meanwhile.
+    Returns logits (N, C) and labels (N,), both on the CPU, in every process.
     """
     dataset = loader.dataset
     tune_cpu(loader.batch_size)
@@ -95,4 +83,4 @@ def predict_all(
                 start = index * loader.batch_size
                 logits[start : start + len(images)] = net(to_channels_last(images))
     net.train()
-    return all_reduce_sum(logits, processes).cpu(), dataset.labels.cpu()
+    return processes.all_reduce_sum(logits).cpu(), dataset.labels.cpu()

@@ -2,10 +2,7 @@
 
 
 class InputError(ValueError):
-    """Something that was given cannot work: a setting, a folder, a checkpoint (exit status 2).
-
-    The message names the value, says what was expected and what to do next.
-    """
+    """A setting, a folder or a checkpoint cannot work; the message says what to do (status 2)."""
 
 
 class RunError(RuntimeError):
@@ -25,11 +22,13 @@ class Stopped(Exception):
 
     def __init__(self, signum: int, message: str):
         super().__init__(message)
-        self.signum = signum
+        self.status = 128 + signum
 
 
 class NothingToDo(Exception):
     """The run that is to be resumed is finished (exit status 0)."""
+
+    status = 0
 
 
 def first_line(error: Exception) -> str:

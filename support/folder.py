@@ -4,7 +4,7 @@
     folder/test/cat/7.jpg     folder/test/dog/8.png     ...
 
 Or folder/cat/1.jpg ... alone: every fifth picture of a class is then held back to test on.
-Whatever Pillow can read is turned into RGB of one size; whatever it cannot is named in one line.
+What Pillow can read becomes RGB of one size; what it cannot is named in one line.
 """
 
 import os
@@ -42,41 +42,27 @@ def read_folder(folder: Path, size: int) -> tuple[Part, Part, list[str]]:
     """The training and the test pictures in `folder`, and the class names.
 
     Pictures may lie in folders inside those of the classes. Classes and files are taken in sorted
-    order; hidden ones are skipped. What else is left out is said in a line.
-
-    Raises InputError if the folder is not laid out like this, or a file in it is not an image.
+    order, hidden ones are skipped. Raises InputError for another layout, or a file that is none.
     """
     try:
         parts = train_files, test_files = find_parts(folder)
     except OSError as error:
-        raise InputError(
-            f"{error.filename!r} cannot be listed ({error.strerror}): make it readable or remove it"
-        ) from error
+        trouble = f"{error.filename!r} cannot be listed ({error.strerror})"
+        raise InputError(f"{trouble}: make it readable or remove it") from error
     odd = sorted(train_files.keys() ^ test_files.keys())
     if odd:
-        raise InputError(
-            f"the training and the test part in {str(folder)!r} must hold the same classes; only "
-            f"one of them has: {quoted(odd)}"
-        )
-    paths = [path for part in parts for files in part.values() for path in files]
-    images = read_images(paths, size)
+        trouble = f"the two parts in {str(folder)!r} must hold the same classes"
+        raise InputError(f"{trouble}; only one of them has: {quoted(odd)}")
+    images = read_images([p for part in parts for files in part.values() for p in files], size)
     train, test = (np.repeat(np.arange(len(part)), [*map(len, part.values())]) for part in parts)
     return (images[: len(train)], train), (images[len(train) :], test), list(train_files)
 
 
-# --------------------------------------------------------------------- which files there are
-
-
 def find_parts(folder: Path) -> tuple[Files, Files]:
-    """The files to train and to test on.
-
-    Raises InputError if the layout cannot be understood, OSError if a folder cannot be listed.
-    """
+    """The files to train and to test on; InputError if they cannot be told apart, OSError."""
     if not os.path.isdir(folder):  # unlike Path.is_dir, it never raises
-        raise InputError(
-            f"{str(folder)!r} is not a folder: give a folder that holds train/CLASS/ and "
-            "test/CLASS/ with images, or just CLASS/, or one of auto, cifar10 and shapes"
-        )
+        wanted = "images in train/CLASS/ and test/CLASS/, or in CLASS/; or auto, cifar10, shapes"
+        raise InputError(f"{str(folder)!r} is not a folder: give one with {wanted}")
     folder = look_inside(folder)
     folders = folders_in(folder)
     train, test, val = (
@@ -84,8 +70,8 @@ def find_parts(folder: Path) -> tuple[Files, Files]:
         for names in ("train|training", "test|testing", "val|valid|validation")
     )
     skipped = []
-    if len(train) == len(test or val) == 1:
-        parts = train + (test or val)
+    parts = train + (test or val)
+    if len(train) == 1 and len(parts) == 2:
         unread = [f.name for f in folders if f not in parts]
         if unread:
             say(f"NOTE: left unread in {str(folder)!r}: {quoted(unread)}")
@@ -118,17 +104,13 @@ def quoted(names: list[str]) -> str:
 
 
 def refuse_unclear(folder: Path, folders: list[Path], parts: list[Path]) -> None:
-    """Raise InputError if `folders` may be no classes.
-
-    That is one part without the other, two of a kind, or folders that all hold the same folders.
-    """
+    """Raise InputError for one part alone, two of a kind, or folders that hold the same folders."""
     inside = [[f.name for f in folders_in(f)] for f in folders]
     alike = len(inside) > 1 and len(inside[0]) > 1 and inside.count(inside[0]) == len(inside)
     if alike or len(parts) > 1 or any(folders_in(part) for part in parts):
-        raise InputError(
-            f"{str(folder)!r} holds {quoted([f.name for f in folders])}, but which one is to train "
-            "and which to test on is not clear: name them 'train' and 'test', move others away"
-        )
+        held = f"{str(folder)!r} holds {quoted([f.name for f in folders])}"
+        unclear = "which one is to train and which to test on is not clear"
+        raise InputError(f"{held}, but {unclear}: name them 'train', 'test', move others away")
 
 
 def files_by_class(folder: Path, skipped: list[str]) -> Files:
@@ -136,11 +118,9 @@ def files_by_class(folder: Path, skipped: list[str]) -> Files:
     folders = folders_in(folder)
     if len(folders) < 2:
         pictures = [f for f in folder.iterdir() if f.is_file() and is_picture(f.name)]
-        raise InputError(
-            f"{str(folder)!r} holds class folders: {len(folders)}, pictures: {len(pictures)}; "
-            "but telling classes apart takes two or more folders: put the images of each class "
-            "into a folder of their own"
-        )
+        held = f"class folders: {len(folders)}, pictures: {len(pictures)}"
+        advice = "put the images of each of two or more classes into a folder of their own"
+        raise InputError(f"{str(folder)!r} holds {held}; {advice}")
     classes = {}
     for of_class in folders:
         files = files_below(str(of_class), {*map(str, of_class.resolve().parents)})
@@ -158,24 +138,17 @@ def is_picture(path: str) -> bool:
 
 
 def class_name(folder: Path) -> str:
-    """The name of a class folder as text, whatever encoding Python takes the file system's for.
-
-    Macs write "é" as two characters, others as one. Here it is one: both are the same class.
-    Raises InputError if the name is not UTF-8, which TensorBoard could not show.
-    """
-    try:
+    """The name of a class folder as text; InputError if it is not UTF-8, as TensorBoard needs."""
+    try:  # NFC: Macs write "é" as two characters, others as one; both are the same class
         return unicodedata.normalize("NFC", os.fsencode(folder.name).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(f"{str(folder)!r} is not a name in UTF-8: rename the folder") from error
 
 
 def files_below(folder: str, seen: set[str]) -> list[str]:
-    """The files in `folder` and in the folders inside it, links followed, hidden ones left out.
-
-    A folder in `seen` is not entered: a link back to one would go round for ever.
-    """
+    """The files in `folder` and in the folders inside it, links followed, hidden ones left out."""
     here = os.path.realpath(folder)
-    if here in seen:
+    if here in seen:  # a link back to it would go round for ever
         return []
     seen.add(here)
     found = []
@@ -186,38 +159,27 @@ def files_below(folder: str, seen: set[str]) -> list[str]:
 
 
 def hold_back(files: Files, folder: Path) -> Files:
-    """Take every fifth file of each class out of `files`, and return those.
-
-    Raises InputError if a class has too few.
-    """
+    """Take every fifth file of each class out of `files`; InputError if a class has too few."""
     few = [name for name, of_class in files.items() if len(of_class) < HOLD_BACK]
     if few:
-        raise InputError(
-            f"{str(folder)!r} has no test part, and fewer than {HOLD_BACK} pictures, of which one "
-            f"could be held back, of {quoted(few)}: add some, or make folders 'train' and 'test'"
-        )
-    held = {name: of_class[HOLD_BACK - 1 :: HOLD_BACK] for name, of_class in files.items()}
+        trouble = f"no test part, and fewer than {HOLD_BACK} pictures, of {quoted(few)}"
+        raise InputError(f"{str(folder)!r} has {trouble}: add some, or make 'train' and 'test'")
+    every = slice(HOLD_BACK - 1, None, HOLD_BACK)
+    held = {name: of_class[every] for name, of_class in files.items()}
     for of_class in files.values():
-        del of_class[HOLD_BACK - 1 :: HOLD_BACK]
-    total = sum(map(len, held.values()))
-    say(f"NOTE: {total:,} pictures, every {HOLD_BACK}th of a class, are held back to test on")
+        del of_class[every]
+    count = f"{sum(map(len, held.values())):,} pictures, every {HOLD_BACK}th of a class"
+    say(f"NOTE: {count}, are held back to test on")
     return held
 
 
-# --------------------------------------------------------------------- from a file to an array
-
-
 def read_images(paths: list[str], size: int) -> np.ndarray:
-    """Read files into one array, uint8 (N, 3, size, size); on a terminal, with a progress bar.
-
-    Raises InputError if some cannot be read; it counts them and names the first.
-    """
+    """Read files into one array, uint8 (N, 3, size, size); InputError counts the unreadable."""
     images = np.empty((len(paths), 3, size, size), np.uint8)
     faults = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on files that it can read after all
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        # One after the other: with files as small as CIFAR-10's, threads only wait for each other.
         for i, path in enumerate(tqdm(paths, "images", unit=" files", disable=None)):
             try:
                 images[i] = read_image(path, size).transpose(2, 0, 1)
@@ -230,10 +192,7 @@ def read_images(paths: list[str], size: int) -> np.ndarray:
 
 
 def read_image(path: str, size: int) -> np.ndarray:
-    """Any image that Pillow can read, as uint8 (size, size, 3): upright, on white, resized.
-
-    Raises InputError if it is not an image, or a broken one.
-    """
+    """An image as uint8 (size, size, 3): upright, on white, resized; InputError if it is none."""
     try:
         if not os.path.isfile(path):  # opening a named pipe would wait for ever
             raise OSError("not a file, or a link to nothing")

@@ -1,7 +1,7 @@
-"""One file from the fastest of several mirrors: it goes on until it fails or becomes slow.
+"""One file from the fastest of several mirrors.
 
-All mirrors are asked at once, and the one that proves fastest goes on. When it breaks off or is
-slow, all are asked again. What was received is kept, whoever continues it.
+All are asked at once, and the one that proves fastest goes on. When it breaks off or becomes slow,
+all are asked again. What was received is kept, whoever continues it.
 """
 
 import contextlib
@@ -43,11 +43,8 @@ class NoMirrorError(Exception):
 def fetch_file(urls: Sequence[str], named: Sequence[str], path: Path, size: int, md5: str) -> None:
     """Download a file of `size` bytes into `path`.part, and give it its name when its md5 is right.
 
-    An earlier part is continued. Of `urls`, those in `named` are left only for a much faster one. A
-    mirror that sends wrong bytes is left; where several took part, each is tried once more, alone.
-
-    Raises NoMirrorError if no mirror brings anything new (the part stays for the next time), and
-    OSError from the disk.
+    An earlier part is continued. Of `urls`, those in `named` are left only for a much faster one.
+    Raises NoMirrorError if none brings anything new (the part stays), and OSError from the disk.
     """
     part = path.with_name(f"{path.name}.part")
     groups, faults = [list(urls)], []
@@ -69,28 +66,20 @@ def fetch_file(urls: Sequence[str], named: Sequence[str], path: Path, size: int,
         faults.append(f"{', '.join(map(transfer.name, suspects))}: wrong bytes (md5)")
         print_on_stderr(f"{faults[-1]}; starting again")
         others = [url for url in transfer.urls if url not in suspects]
-        alone = [[url] for url in suspects] if len(suspects) > 1 else []
+        alone = [[url] for url in suspects] if len(suspects) > 1 else []  # each once more
         groups = [*([others] if others else []), *alone, *groups]
     raise NoMirrorError("; ".join(faults))
 
 
 class Connection(threading.Thread):
-    """The bytes from `first` on of a file of `size` bytes, read by a thread that may be left alone.
-
-    urlopen's time-out covers neither the look-up of a name, nor several addresses or redirects in a
-    row, nor a server that sends a byte now and then.
-
-    Attributes:
-        blocks: what came; an empty one is the last.
-        received: number of bytes, also of those before `first` from a server that ignores Range.
-        fault: why not all came, in a few words.
-    """
+    """The bytes of a file from `first` on, read by a thread that may be left alone if it hangs."""
 
     def __init__(self, url: str, first: int, size: int) -> None:
         super().__init__(name=f"mirror {url}", daemon=True)
         self.url, self.first, self.size = url, first, size
-        self.blocks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self.received, self.fault, self.is_closed = 0, "", False
+        self.blocks: queue.SimpleQueue[bytes] = queue.SimpleQueue()  # an empty one is the last
+        self.received = 0  # bytes, also those before `first` from a server that ignores Range
+        self.fault, self.is_closed = "", False  # why not all came; whether no more is wanted
         self.asked_at = time.monotonic()
         self.start()
 
@@ -108,24 +97,20 @@ class Connection(threading.Thread):
                         self.blocks.put(block[self.first - place :])
         except Exception as error:  # a server can bring about nearly any
             self.fault = in_words(error)
+            if isinstance(error, HTTPError):
+                error.close()  # it is a response, too
         self.blocks.put(b"")
 
 
 class Transfer:
-    """Fills a part file; see `fetch_file`.
-
-    Attributes:
-        had, position: bytes in the part, before and now.
-        brought: the mirrors that contributed.
-        faults, limits: why a mirror did not go on, and how many bytes/s are believed since.
-    """
+    """Fills a part file; see `fetch_file`."""
 
     def __init__(self, urls: Sequence[str], named: Sequence[str], part: Path, size: int) -> None:
         self.urls, self.named, self.part, self.size = urls, named, part, size
-        self.had = self.position = part.stat().st_size if part.exists() else 0
-        self.brought: set[str] = set()
-        self.faults: dict[str, str] = {}
-        self.limits: dict[str, float] = {}
+        self.had = self.position = part.stat().st_size if part.exists() else 0  # bytes in it
+        self.brought: set[str] = set()  # the mirrors that contributed
+        self.faults: dict[str, str] = {}  # why a mirror did not go on
+        self.limits: dict[str, float] = {}  # and how many bytes/s are believed since
 
     def run(self) -> None:
         """Append to the part until it has its size; raises NoMirrorError and OSError."""
@@ -153,7 +138,7 @@ class Transfer:
                 raise NoMirrorError(self.summary(asked))
             best = max(speeds, key=speeds.get)
             named = [c for c in speeds if c.url in self.named and speeds[c] >= speeds[best] / MUCH]
-            best = named[0] if named else best
+            best = next(iter(named), best)
         finally:
             for connection in asked:
                 connection.is_closed = connection is not best
@@ -219,16 +204,9 @@ class Transfer:
 
 
 def open_from(url: str, first: int, size: int) -> HTTPResponse:
-    """Ask for the bytes from `first` on of a file of `size` bytes; some servers send all (200).
-
-    Raises OSError, ValueError or http.client.HTTPException: the server has something else, or none.
-    """
+    """Ask for the bytes from `first` on; some servers send all (200). Raises nearly any error."""
     request = Request(url, headers={"User-Agent": "cifar10-tutorial", "Range": f"bytes={first}-"})
-    try:
-        response = urlopen(request, timeout=TIMEOUT_S)
-    except HTTPError as error:
-        error.close()  # it is a response, too
-        raise
+    response = urlopen(request, timeout=TIMEOUT_S)
     span, _, offered = response.headers.get("Content-Range", "").partition("/")
     if response.status == 200:
         span, offered = f"bytes {first}-", response.headers.get("Content-Length", "unknown")

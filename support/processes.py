@@ -2,9 +2,8 @@
 
     torchrun --nproc_per_node=2 train_cifar.py --batch-size 64
 
-Every process goes through the same batches in the same order and computes its share of each;
-PyTorch's DistributedDataParallel averages the gradients, so the result is that of one process but
-for rounding. Only the process of rank 0 reads images and checkpoints, prints, and writes.
+Each computes its share of the same batches, and PyTorch's DistributedDataParallel averages the
+gradients: the result is that of one process but for rounding. Only rank 0 reads, prints and writes.
 """
 
 import errno
@@ -19,6 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from filelock import FileLock
+from torch import Tensor
 
 from support.errors import InputError, NothingToDo
 
@@ -35,6 +35,18 @@ class Processes(NamedTuple):
     device: torch.device
     patient: dist.ProcessGroup | None = None  # all of them, for what may take long
 
+    def wait_for_first(self) -> None:
+        """Let the others wait until rank 0, which draws or saves, comes here."""
+        if self.count > 1:
+            seconds = STEP_SECONDS if self.rank == 0 else VIEWS_SECONDS
+            dist.monitored_barrier(self.patient, timedelta(seconds=seconds))
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over all processes, in place, and return it."""
+        if self.count > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
 
 def under_torchrun() -> bool:
     """Whether torchrun started this process."""
@@ -42,10 +54,7 @@ def under_torchrun() -> bool:
 
 
 def start_processes() -> Processes:
-    """Join the processes that torchrun started; on its own, a process is the first of one.
-
-    Their device is the CPU until `place` gives them another.
-    """
+    """Join those that torchrun started, on the CPU until `place`; else this is the first of one."""
     cpu = torch.device("cpu")
     if not under_torchrun():
         return Processes(0, 1, cpu)
@@ -56,40 +65,26 @@ def start_processes() -> Processes:
 
 
 def place(processes: Processes, device: torch.device) -> Processes:
-    """Give each process its device: those of one machine take a GPU each.
-
-    Raises InputError if there are not enough.
-    """
+    """Give each process its device: a GPU of its machine; InputError if there are not enough."""
     if processes.count > 1 and device.type == "cuda":
         wanted, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
         if wanted > gpus:
-            raise InputError(
-                f"{wanted} processes on a machine with {gpus} GPU: start one for each GPU "
-                "(--nproc_per_node), or take --device cpu"
-            )
+            trouble = f"{wanted} processes on a machine with {gpus} GPU"
+            raise InputError(f"{trouble}: take --nproc_per_node={gpus}, or --device cpu")
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return processes._replace(device=device)
 
 
-def share_of_batch(
-    images: torch.Tensor, labels: torch.Tensor, processes: Processes
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """This process's share of a batch (B, ...).
-
-    A batch that cannot be divided evenly, the last of an epoch, is computed whole by every
-    process: the average of equal gradients is the same gradient.
-    """
+def share_of_batch(images: Tensor, labels: Tensor, processes: Processes) -> tuple[Tensor, Tensor]:
+    """This process's share of a batch (B, ...); the last of an epoch it may have to take whole."""
     rank, count = processes.rank, processes.count
-    if count == 1 or len(labels) % count:
+    if count == 1 or len(labels) % count:  # the average of equal gradients is the same gradient
         return images, labels
     return images[rank::count], labels[rank::count]
 
 
 def broadcast_from_first(do: Callable[[], object], processes: Processes):
-    """Let rank 0 alone do something; every process gets its result.
-
-    An InputError or NothingToDo that it raises is raised in every process.
-    """
+    """Let rank 0 alone do something; every process gets its result, or InputError, NothingToDo."""
     if processes.count == 1:
         return do()
     message: list = [None]
@@ -99,23 +94,9 @@ def broadcast_from_first(do: Callable[[], object], processes: Processes):
         except (InputError, NothingToDo) as reason:
             message = [reason]
     dist.broadcast_object_list(message, group=processes.patient)
-    if isinstance(message[0], (InputError, NothingToDo)):
+    if isinstance(message[0], Exception):
         raise message[0]
     return message[0]
-
-
-def wait_for_first(processes: Processes) -> None:
-    """Let the others wait until rank 0, which draws or saves, comes here."""
-    if processes.count > 1:
-        seconds = STEP_SECONDS if processes.rank == 0 else VIEWS_SECONDS
-        dist.monitored_barrier(processes.patient, timedelta(seconds=seconds))
-
-
-def all_reduce_sum(tensor: torch.Tensor, processes: Processes) -> torch.Tensor:
-    """Sum a tensor over all processes, in place, and return it."""
-    if processes.count > 1:
-        dist.all_reduce(tensor)
-    return tensor
 
 
 def lost_process(error: RuntimeError) -> str | None:
@@ -123,16 +104,15 @@ def lost_process(error: RuntimeError) -> str | None:
     text = str(error)
     if not isinstance(error, dist.DistError) and not re.search("gloo|monitoredBarrier", text):
         return None
-    if re.search("timed out|Barrier in [0-9]+ ms", text, re.IGNORECASE):
-        return f"another process of this run has not answered for {STEP_SECONDS} s"
-    return "another process of this run has ended"
+    is_silent = re.search("timed out|Barrier in [0-9]+ ms", text, re.IGNORECASE)
+    fate = f"not answered for {STEP_SECONDS} s" if is_silent else "ended"
+    return f"another process of this run has {fate}"
 
 
 def take_lock(path: Path, timeout: float) -> FileLock:
     """Take a lock, which the system gives free when this process ends; wait for `timeout` seconds.
 
-    On a file system without locks (some NFS and Lustre) a line says so, and the lock is not held.
-    Raises filelock.Timeout if another process has it, OSError if the file cannot be written.
+    A file system without locks (some NFS and Lustre) is said, no more. Raises Timeout and OSError.
     """
     lock = FileLock(path)
     try:
@@ -140,9 +120,6 @@ def take_lock(path: Path, timeout: float) -> FileLock:
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
             raise
-        print(
-            f"NOTE: {str(path.parent)!r} is on a file system without locks: "
-            "see to it yourself that only one process works there",
-            file=sys.stderr,
-        )
+        where = f"NOTE: {str(path.parent)!r} is on a file system without locks"
+        print(f"{where}: see to it that only one process works there", file=sys.stderr)
     return lock

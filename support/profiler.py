@@ -13,8 +13,7 @@ TRACE_NAME = "trace.json"  # in the run folder; opens in https://ui.perfetto.dev
 
 def start_profile(device: torch.device) -> profile:
     """Profile what is run from now on, until `stop` or `finish_profile`."""
-    # Below this level the profiler's C++ code writes log lines to stderr.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no log lines of its C++ code on stderr
     on_gpu = [ProfilerActivity.CUDA] if device.type == "cuda" else []
     # acc_events: on a GPU some versions warn without it, though there is only one cycle.
     running = profile(activities=[ProfilerActivity.CPU, *on_gpu], acc_events=True)
@@ -23,11 +22,7 @@ def start_profile(device: torch.device) -> profile:
 
 
 def finish_profile(running: profile, run_dir: Path) -> list[tuple]:
-    """Write the trace into the run folder, and return the rows of a table.
-
-    They are the operations with the longest time of their own, its share, and calls; on a GPU it
-    is the time there that counts. Raises OSError if the trace cannot be written.
-    """
+    """Write the trace into the run folder; return a table of the longest operations; OSError."""
     running.stop()
     running.export_chrome_trace(str(run_dir / TRACE_NAME))
     on_gpu = ProfilerActivity.CUDA in running.activities

@@ -8,8 +8,6 @@
 A resumed run differs in nothing that the loop can see: the generators yield what is left.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import math
@@ -24,21 +22,13 @@ from typing import NamedTuple
 import torch
 from filelock import FileLock
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from support.checkpoint import data_checksum, load_checkpoint, restore_net, save_checkpoint
 from support.device import to_channels_last, tune_cpu
 from support.errors import DivergedError, InputError, NothingToDo, Stopped, first_line
-from support.processes import (
-    Processes,
-    all_reduce_sum,
-    broadcast_from_first,
-    share_of_batch,
-    wait_for_first,
-)
+from support.processes import Processes, broadcast_from_first, share_of_batch
 from support.profiler import STEPS, finish_profile, start_profile
 from support.run_dir import cannot_write, check_log_dir, lock_run_dir, make_run_dir
 from support.terminal import not_writable, resume_command, say
@@ -92,8 +82,8 @@ class Run:
         processes: Processes,
         data,  # the namedtuple of data.py: its loaders, the classes, where the images are from
         net: nn.Module,
-        optimizer: Optimizer,
-        scheduler: LRScheduler,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
         state: dict | None = None,
     ):
         self.args, self.processes, self.data = args, processes, data
@@ -110,14 +100,11 @@ class Run:
         if args.batch_size > available:
             raise InputError(f"{size} is more than the {available} training images: take less")
         if args.batch_size % processes.count:
-            raise InputError(
-                f"{size} cannot be divided among {processes.count} processes: take a multiple"
-            )
+            raise InputError(f"{size} is no multiple of {processes.count}, the number of processes")
         # There is a report every so many batches, and one at the end of each epoch.
         report_batches = max(1, round(args.report_every / args.batch_size))
         self.report_batches = min(report_batches, len(data.train_loader))
-        # The loss of each of the last batches, filled in a circle: `.item()` at every step would
-        # make a GPU wait.
+        # The last losses, filled in a circle: `.item()` at every step would make a GPU wait.
         self.losses = torch.zeros(self.report_batches, device=processes.device)
         loaders = data.train_loader, data.test_loader, data.validation_loader
         self.data_checksum = data_checksum(*(loader.dataset for loader in loaders))
@@ -127,27 +114,20 @@ class Run:
         take = self.take_folder if state else self.make_folder
         self.run_dir: Path = broadcast_from_first(take, processes)
 
-    # -------------------------------------------------------------------- the loop's bookkeeping
-
     def epochs(self) -> Iterator[int]:
-        """Yield the number of each epoch that is left, from 0; after each the run is saved.
-
-        After the last one `save(finished=True)` is left to the caller, who may have more to show.
-        Raises Stopped if a signal has come.
-        """
+        """Yield the number of each epoch that is left, from 0; raises Stopped after a signal."""
         for epoch in range(self.progress.epoch, self.args.epochs):
             yield epoch
             self.progress.epoch, self.progress.batch = epoch + 1, 0
             self.shuffle_state = self.data.train_loader.generator.get_state()
-            if self.progress.epoch < self.args.epochs:
+            if self.progress.epoch < self.args.epochs:  # after the last the caller has more to show
                 self.save()
             self.stop_if_asked()
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the batches of this epoch that are left: this process's share of each.
 
-        After each report the run is saved. Raises Stopped, with the run saved, after the batch in
-        which a signal has come.
+        After each report the run is saved, and after a signal, which raises Stopped.
         """
         loader, progress = self.data.train_loader, self.progress
         tune_cpu(self.args.batch_size // self.processes.count)
@@ -194,8 +174,7 @@ class Run:
         self.losses[progress.step % self.report_batches] = loss.detach()
         progress.batch += 1
         progress.step += 1
-        is_last = progress.batch == len(self.data.train_loader)  # of the epoch
-        if progress.batch % self.report_batches and not is_last:
+        if progress.batch % self.report_batches and progress.batch < len(self.data.train_loader):
             return None
         mean_loss = self.mean_loss()
         speed = self.images / (time.perf_counter() - self.started)
@@ -209,21 +188,20 @@ class Run:
 
     def mean_loss(self) -> float:
         """The mean of the last losses over all processes; raises RunError, see `record`."""
-        self.losses = all_reduce_sum(self.losses, self.processes) / self.processes.count
+        self.losses = self.processes.all_reduce_sum(self.losses) / self.processes.count
         losses = self.last_losses(self.report_batches)
         bad = losses.isfinite().int().argmin().item()  # the first that is not, if there is one
         self.check_finite("loss", losses[bad].item(), self.progress.step - len(losses) + 1 + bad)
         for weights in self.net.parameters():
-            self.check_finite("weights", weights.sum().item())
+            self.check_finite("weights", weights.abs().max().item())
         return losses.mean().item()
 
     def check_finite(self, name: str, value: float, step: int | None = None) -> None:
         """Raise RunError if a number of the run, at a step or now, is NaN or infinite."""
         if not math.isfinite(value):
-            raise DivergedError(
-                f"the {name} became {value} at step {step or self.progress.step:,}: the learning "
-                "rate is probably too high; start again with a smaller --lr"
-            )
+            what = f"the {name} became {value} at step {step or self.progress.step:,}"
+            cure = "the learning rate is probably too high; start again with a smaller --lr"
+            raise DivergedError(f"{what}: {cure}")
 
     def stop_if_asked(self) -> None:
         """Raise Stopped, with the run saved, if a signal has come, here or in another process."""
@@ -231,22 +209,20 @@ class Run:
         if self.processes.count > 1:  # all must stop after the same batch
             if self.progress.batch % BAR_EVERY:
                 return  # asking the others takes time
-            here = torch.tensor(asked, device=self.processes.device)
-            asked = all_reduce_sum(here, self.processes).item()
+            asked = torch.tensor(asked, device=self.processes.device)
+            asked = self.processes.all_reduce_sum(asked).item()
         if asked:
             if self.progress.batch % self.report_batches:
                 self.mean_loss()  # never save what is not finite
             self.save()
             # Without a signal here, another of several processes got one.
             stop = signal.Signals(self.signals[0] if self.signals else signal.SIGTERM)
-            command = resume_command(self.run_dir)
-            raise Stopped(stop, f"stopped by {stop.name}; to resume:\n  {command}")
+            message = f"stopped by {stop.name}; to resume:\n  {resume_command(self.run_dir)}"
+            raise Stopped(stop, message)
 
     def restart_clock(self) -> None:
         """Start to count images and seconds anew, for a report's images per second."""
         self.images, self.started = 0, time.perf_counter()
-
-    # ------------------------------------------------------------------- start, save, print
 
     def make_folder(self) -> Path:
         """Make and lock the folder of a new run, and save what `--resume` needs."""
@@ -296,23 +272,18 @@ class Run:
     def restore(self, state: dict) -> None:
         """Go on where `state` was saved; raises InputError if it does not fit."""
         if (state["classes"], state["data_checksum"]) != (self.data.classes, self.data_checksum):
-            raise InputError(
-                f"{self.args.resume!r} was trained on other images than {self.args.data!r} holds: "
-                "bring those back, or start a new run"
-            )
+            others = f"on other images than {self.args.data!r} holds: bring those back"
+            raise InputError(f"{self.args.resume!r} was trained {others}, or start a new run")
         try:
             restore_net(state, self.net, self.optimizer, self.scheduler)
             torch.set_rng_state(state["random_state"])
-            self.data.train_loader.generator.set_state(state["shuffle_state"])
             self.shuffle_state = state["shuffle_state"]
             self.progress = Progress(**state["progress"])
             self.losses.copy_(state["losses"])
             self.profile_rows = state["profile_rows"]
         except Exception as error:  # of PyTorch, as many as there are parts of a net
-            raise InputError(
-                f"the checkpoint in {self.args.resume!r} does not fit the net in model.py "
-                f"({first_line(error)}): bring that net back, or start a new run"
-            ) from error
+            trouble = f"{self.args.resume!r} does not fit the net in model.py ({first_line(error)})"
+            raise InputError(f"{trouble}: bring that net back, or start a new run") from error
 
     @property
     def is_new(self) -> bool:
@@ -329,7 +300,7 @@ class Run:
         self.progress.finished = finished
         if self.is_first:
             save_checkpoint(self.run_dir, self.state())
-        wait_for_first(self.processes)
+        self.processes.wait_for_first()
 
     def print(self, text: str) -> None:
         """Print a line that begins with epoch and step."""
@@ -338,10 +309,7 @@ class Run:
 
 
 def load_run(args: argparse.Namespace) -> tuple[argparse.Namespace, dict | None]:
-    """Return the settings and the state of the run that `--resume` names; else `args` and None.
-
-    Raises InputError if there is no such run, NothingToDo if it is finished.
-    """
+    """Settings and state of the run to resume, else `args` and None; InputError, NothingToDo."""
     if args.resume is None:
         check_log_dir(args.log_dir)
         return args, None
@@ -354,11 +322,7 @@ def load_run(args: argparse.Namespace) -> tuple[argparse.Namespace, dict | None]
 
 
 def rank_zero_only(show: Callable[..., None]) -> Callable[..., None]:
-    """Let only the first process draw these views, in time that is not counted as training.
-
-    What is written is flushed, for a kill would lose it. A view that fails costs the views of this
-    call that come after it, never the run; an OSError (such as a full disk) does end the run.
-    """
+    """Let only the first process draw, in time of its own; a view that fails never ends the run."""
 
     @functools.wraps(show)
     def draw(run: Run, *args: object) -> None:
@@ -366,12 +330,12 @@ def rank_zero_only(show: Callable[..., None]) -> Callable[..., None]:
         if run.is_first:
             try:
                 show(run, *args)
-            except OSError:
+            except OSError:  # such as a full disk
                 raise
             except Exception as error:  # a picture is never worth the training
                 say(f"WARNING: a view could not be drawn ({type(error).__name__}: {error})")
-            run.writer.flush()
-        wait_for_first(run.processes)
+            run.writer.flush()  # a kill would lose what is not
+        run.processes.wait_for_first()
         run.view_seconds += time.perf_counter() - begun
 
     return draw

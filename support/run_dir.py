@@ -18,12 +18,12 @@ BEFORE_FIRST_SAVE = {LOCK_NAME, f"{FILE_NAME}.tmp"}  # all that a kill may leave
 def make_run_dir(log_dir: str, run_name: str | None, suffix: str) -> tuple[Path, FileLock]:
     """Make and lock the folder of a new run, named by `run_name` or the time, and the suffix.
 
-    The time is short, 1124-153012 for November 24, 15:30:12: TensorBoard's columns are narrow.
     Raises InputError if the folder cannot be written, or if there is something of that name.
     """
+    # The time is short, 1124-153012 for November 24, 15:30:12: TensorBoard's columns are narrow.
     name = (run_name or datetime.now().strftime("%m%d-%H%M%S")) + suffix
-    path = Path(log_dir) / name
-    for attempt in range(2, 1000):
+    others = [] if run_name else [f"{name}_{number}" for number in range(2, 1000)]
+    for path in [Path(log_dir, each) for each in (name, *others)]:  # of runs in the same second
         try:
             if not os.path.lexists(path):
                 path.mkdir(parents=True, exist_ok=True)
@@ -36,12 +36,8 @@ def make_run_dir(log_dir: str, run_name: str | None, suffix: str) -> tuple[Path,
             pass
         except OSError as error:
             raise InputError(cannot_write(path, error)) from error
-        if run_name:
-            is_run = os.path.isfile(path / FILE_NAME)
-            resume = ", or resume that run with --resume" if is_run else ""
-            raise InputError(f"{str(path)!r} already exists: choose another --run-name{resume}")
-        path = path.with_name(f"{name}_{attempt}")  # two runs started in the same second
-    raise InputError(f"{log_dir!r} holds too many runs of this second")
+    resume = ", or --resume that run" if os.path.isfile(path / FILE_NAME) else ""
+    raise InputError(f"{str(path)!r} already exists: choose another --run-name{resume}")
 
 
 def is_free(path: Path) -> bool:
@@ -50,16 +46,11 @@ def is_free(path: Path) -> bool:
 
 
 def lock_run_dir(run_dir: Path) -> FileLock:
-    """Take the run for this process; the system gives it free when the process ends.
-
-    Raises InputError if another process has it, OSError if the folder cannot be written.
-    """
+    """Take the run for this process; InputError if another has it, OSError if not writable."""
     try:
         return take_lock(run_dir / LOCK_NAME, timeout=0)
     except Timeout:
-        raise InputError(
-            f"{str(run_dir)!r} is in use: another process is training this run; wait until it ends"
-        ) from None
+        raise InputError(f"{str(run_dir)!r} is in use: wait until its process ends") from None
 
 
 def check_log_dir(log_dir: str) -> None:
@@ -77,13 +68,10 @@ def cannot_write(path: str | Path, error: OSError) -> str:
 
 
 def order_event_files(run_dir: Path) -> None:
-    """Wait until an event file opened now is read after those that are there: 3 s at most.
-
-    TensorBoard reads them in the order of the times, in whole seconds, in their names. A clock
-    that was set back further than that is not waited for.
-    """
-    names = (path.name for path in run_dir.glob("events.out.tfevents.*"))
-    times = [int(name.split(".")[3]) for name in names if name.split(".")[3].isdecimal()]
-    newest, patience = max(times, default=0), time.monotonic() + 3
+    """Wait, 3 s at most, until an event file opened now is read after those that are there."""
+    # TensorBoard reads them in the order of the whole seconds in their names.
+    times = (path.name.split(".")[3] for path in run_dir.glob("events.out.tfevents.*"))
+    newest = max((int(text) for text in times if text.isdecimal()), default=0)
+    patience = time.monotonic() + 3
     while int(time.time()) <= newest and time.monotonic() < patience:
         time.sleep(0.05)

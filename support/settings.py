@@ -1,24 +1,21 @@
 """Settings: what may be typed, errors in one line, and what TensorBoard shows of them."""
 
-from __future__ import annotations
-
 import argparse
+import contextlib
 import math
 import platform
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import torch
 import torchvision
 
 from support.errors import InputError
+from support.run import Run
 from support.terminal import STAND_IN_NOTE, resume_command, start_command
-
-if TYPE_CHECKING:
-    from support.run import Run
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,14 +29,10 @@ class Parser(argparse.ArgumentParser):
             self.register("type", name, parse)
 
     def error(self, message: str) -> NoReturn:
-        # argparse quotes what was typed, line breaks included
-        raise InputError(f"{' '.join(message.split())} (see --help)")
+        raise InputError(f"{' '.join(message.split())} (see --help)")  # whatever was typed
 
     def parse(self, argv: list[str] | None = None) -> argparse.Namespace:
-        """Parse `argv`, by default the command line; `--resume` must then stand alone.
-
-        Raises InputError.
-        """
+        """Parse `argv`, by default the command line; raises InputError."""
         argv = sys.argv[1:] if argv is None else argv
         for text in argv:
             if "\0" in text or text != text.encode(errors="replace").decode():
@@ -55,22 +48,19 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """argparse's help with defaults, but only where the default says something."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default is False or action.default == []:
-            return action.help
-        return super()._get_help_string(action)
+        says_nothing = action.default in (None, []) or action.default is False
+        return action.help if says_nothing else super()._get_help_string(action)
 
 
 def number_type(convert: Callable, low: float, high: float, expected: str) -> Callable:
     """Return a type for argparse that takes numbers from `low` to `high` and nothing else."""
 
     def parse(text: str):
-        try:
+        with contextlib.suppress(ValueError):
             value = convert(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"expected {expected}, not {text!r}")
-        return value
+            if low <= value <= high:
+                return value
+        raise argparse.ArgumentTypeError(f"expected {expected}, not {text!r}")
 
     return parse
 
@@ -79,9 +69,7 @@ def folder_name(text: str) -> str:
     """Parse the name of one folder, on any system: Windows reserves the most names."""
     reserved = re.fullmatch(r"(?i:con|prn|aux|nul|(com|lpt)[0-9¹²³])(\..*)?", text)
     if reserved or text[-1:] in ("", ".", " ") or re.search(r'[\\/:*?"<>|\x00-\x1f]', text):
-        raise argparse.ArgumentTypeError(
-            f"expected the name of a folder, on every system, not {text!r}"
-        )
+        raise argparse.ArgumentTypeError(f"expected a folder's name, on any system, not {text!r}")
     return text
 
 
@@ -97,28 +85,20 @@ TYPES = {  # what `type=` of a flag may be
 
 def hyperparameters(run: Run) -> dict[str, str | bool | int | float]:
     """What distinguishes one run from another: a row of the HPARAMS table."""
-    args = run.args
-    return {
-        "epochs": args.epochs,
-        "batch size": args.batch_size,
-        "lr": args.lr,
-        "momentum": args.momentum,
-        "schedule": args.schedule,
-        "augment": "on" if args.augment else "off",
-        "seed": args.seed,
-        "train images": len(run.data.train_loader.dataset),
-        "wrong labels": args.wrong_labels,
-        "images": Path(run.data.source).name,
-        "device": run.processes.device.type,
-    }
+    names = "epochs, batch size, lr, momentum, schedule, augment, seed, train images, wrong labels"
+    found = {name: getattr(run.args, name.replace(" ", "_")) for name in names.split(", ")}
+    found["augment"] = "on" if run.args.augment else "off"
+    found["train images"] = len(run.data.train_loader.dataset)
+    found["images"] = Path(run.data.source).name
+    found["device"] = run.processes.device.type
+    return found
 
 
 def settings_table(run: Run) -> list[tuple[str, object]]:
     """Rows for the TEXT tab: what this run is, and how to resume it or do it again."""
-    note = [("NOTE", STAND_IN_NOTE)] if run.data.is_stand_in else []
     return [
         ("setting", "value"),
-        *note,
+        *([("NOTE", STAND_IN_NOTE)] if run.data.is_stand_in else []),
         *hyperparameters(run).items(),
         ("images held back", run.args.validation),
         ("test images", len(run.data.test_loader.dataset)),

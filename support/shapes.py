@@ -1,8 +1,7 @@
 """A stand-in for CIFAR-10 that needs no download: pictures of ten shapes, drawn by NumPy.
 
-Every shape is a signed distance: a function of the pixel's place that is negative inside the shape,
-positive outside and zero on its edge. Many pictures are drawn by each array operation, so that all
-60,000 take about 3 seconds.
+Every shape is a signed distance: a function of the pixel's place that is negative inside the shape
+and positive outside. Each array operation draws many pictures: all 60,000 take about 3 seconds.
 """
 
 import numpy as np
@@ -59,10 +58,9 @@ def distance_to(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def draw_shapes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw `count` pictures, equally many of each class; the same seed draws the same pictures.
+    """Draw images, uint8 (count, 3, 32, 32), and labels, int64 (count,): places in CLASSES.
 
-    Returns:
-        images, uint8 (count, 3, 32, 32), and labels, int64 (count,): the places in CLASSES.
+    There are equally many of each class; the same seed draws the same pictures.
     """
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(count, dtype=np.int64) % len(CLASSES))
@@ -82,13 +80,11 @@ def draw_chunk(labels: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]
 
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32) - (SIZE - 1) / 2  # pixels from the middle
 
-    # A background that changes slowly from one side to the other. Either it is light and the shape
-    # is dark, or the other way round, so that one can always tell them apart.
+    # A background that changes slowly: light where the shape is dark, or the other way round.
     light = 0.55 * rng.integers(2, size=(len(labels), 1, 1)).astype(np.float32)
     slope = random(-0.01, 0.01) * x + random(-0.01, 0.01) * y
-    canvas = [
-        tone + slope * random(-1, 1) for tone in color(random(0, 1), light + random(0.05, 0.35))
-    ]
+    tones = color(random(0, 1), light + random(0.05, 0.35))
+    canvas = [tone + slope * random(-1, 1) for tone in tones]
 
     # Clutter: bars with round ends, in any colour.
     for _ in range(BARS):
@@ -124,9 +120,8 @@ def rotate(x: np.ndarray, y: np.ndarray, angle: np.ndarray) -> tuple[np.ndarray,
 
 def color(hue: np.ndarray, lightness: np.ndarray) -> list[np.ndarray]:
     """Red, green and blue of a hue in 0..1 and a lightness in 0..1."""
-    return [
-        (lightness + 0.3 * np.cos(2 * np.pi * (hue + third / 3))).clip(0, 1) for third in range(3)
-    ]
+    waves = [np.cos(2 * np.pi * (hue + third / 3)) for third in range(3)]
+    return [(lightness + 0.3 * wave).clip(0, 1) for wave in waves]
 
 
 def paint(canvas: list[np.ndarray], distance: np.ndarray, tones: list[np.ndarray]) -> None:

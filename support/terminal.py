@@ -1,7 +1,5 @@
 """What the program hears and says: signals, lines on the terminal, and the exit status."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import math
@@ -28,13 +26,8 @@ if TYPE_CHECKING:
     from support.run import Run
 
 PROGRAM = "train_cifar.py"
-RANKS = "LOCAL_RANK", "RANK"  # among the processes of this machine, and of all, from torchrun
-STAND_IN_NOTE = (
-    "NOTE: these images are the built-in SHAPES, not CIFAR-10: its figures do not apply."
-)
-PATIENCE_NOTE = (
-    "NOTE: with the default settings the loss stays near 2.30 for some 5,000 steps, then falls."
-)
+STAND_IN_NOTE = "NOTE: these images are the built-in SHAPES, not CIFAR-10: its figures do not hold."
+PATIENCE_NOTE = "NOTE: with these settings the loss stays at 2.30 for some 5,000 steps, then falls."
 ENOUGH_STEPS = 2000  # a net that starts from chance needs about so many
 
 
@@ -55,16 +48,14 @@ def exit_status(main: Callable[[list[str] | None], None]) -> Callable[[list[str]
         try:
             check_pytorch()
             main(argv)
-        except NothingToDo as reason:
+        except (NothingToDo, Stopped) as reason:
             say(str(reason))
+            return reason.status
         except InputError as error:
             return fail(2, f"error: {error}")
         except (RunError, OSError) as error:
             # Each survivor tells of a lost process: the first may be the one.
             return fail(1, f"failed: {error}", each=isinstance(error, LostProcessError))
-        except Stopped as stop:
-            say(str(stop))
-            return 128 + stop.signum
         except KeyboardInterrupt:
             return fail(128 + signal.SIGINT, "interrupted")
         except RuntimeError as error:
@@ -90,10 +81,7 @@ def prepare_streams() -> None:
 
 
 def say(text: str) -> None:
-    """Print a line without tearing the progress bar; a file or pipe gets it at once.
-
-    Raises RunError if the output cannot be written.
-    """
+    """Print a line without tearing the progress bar, at once; RunError if that cannot be."""
     try:
         tqdm.write(text)
         sys.stdout.flush()
@@ -103,18 +91,14 @@ def say(text: str) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         broken = isinstance(error, BrokenPipeError)  # for example after `| head`
         reason = "nobody reads it" if broken else error.strerror or error
-        raise RunError(
-            f"the output cannot be written ({reason}); a run that was saved can be resumed"
-        ) from error
+        trouble = f"the output cannot be written ({reason})"
+        raise RunError(f"{trouble}; a run that was saved can be resumed") from error
 
 
 def fail(status: int, message: str, each: bool = False) -> int:
-    """Print one line on stderr and return the exit status.
-
-    Of several processes the first on each machine does it, or each process.
-    """
-    local_rank, rank = (os.environ[name] if under_torchrun() else "0" for name in RANKS)
-    if each or local_rank == "0":
+    """Print one line on stderr, on each machine or from each process; returns the status."""
+    rank = os.environ["RANK"] if under_torchrun() else "0"
+    if each or not under_torchrun() or os.environ["LOCAL_RANK"] == "0":
         who = "" if rank == "0" else f"process {rank}: "
         with contextlib.suppress(OSError):  # stderr is closed or full: the status has to do
             print(f"{PROGRAM}: {who}{message}", file=sys.stderr, flush=True)
@@ -122,28 +106,19 @@ def fail(status: int, message: str, each: bool = False) -> int:
 
 
 def report_thread_error(error: threading.ExceptHookArgs) -> None:
-    """Print the traceback of a thread, but not for an OSError (such as a full disk).
-
-    TensorBoard's writer hands the OSError of its thread on to ours, where it gets one line.
-    """
+    """Print a thread's traceback, but not of an OSError: TensorBoard's writer hands it on to us."""
     if not issubclass(error.exc_type, OSError):
         threading.__excepthook__(error)
 
 
 @contextlib.contextmanager
-def in_progress(run: Run) -> Iterator[None]:
-    """Say what is run and where, catch signals, and close the writer at the end.
-
-    Raises RunError if the run folder cannot be written to, or if the device fails.
-    """
+def in_progress(run: "Run") -> Iterator[None]:
+    """Say what is run and where, catch signals, and close the writer at the end; RunError."""
     begun = time.perf_counter()
     watch = f"tensorboard --logdir {quote(run.run_dir.parent)} --samples_per_plugin images=100"
     say(f"images  {run.data.source}: {len(run.data.train_loader.dataset):,} to train on")
-    say(f"device  {run.processes.device}")
-    say(f"run     {run.run_dir}")
-    say(f"watch   {watch}  (in a second terminal)")
-    for note in notes(run):
-        say(note)
+    say(f"device  {run.processes.device}\nrun     {run.run_dir}")
+    say("\n".join([f"watch   {watch}  (in a second terminal)", *notes(run)]))
     order_event_files(run.run_dir)
     try:
         with caught_signals(run.signals), device_errors(run.processes.device):
@@ -161,14 +136,12 @@ def in_progress(run: Run) -> Iterator[None]:
                 run.writer.close()
         if run.is_first:
             run.lock.release()
-    seconds = time.perf_counter() - begun
-    say(f"finished in {seconds:.1f} s, {run.view_seconds:.1f} s of it for views")
-    if run.data.is_stand_in:
-        say(STAND_IN_NOTE)
-    say(f"now look at it:\n  {watch}")
+    note = f"{STAND_IN_NOTE}\n" if run.data.is_stand_in else ""
+    seconds = f"{time.perf_counter() - begun:.1f} s, {run.view_seconds:.1f} s of it for views"
+    say(f"finished in {seconds}\n{note}now look at it:\n  {watch}")
 
 
-def notes(run: Run) -> list[str]:
+def notes(run: "Run") -> list[str]:
     """What is worth knowing of a run before it trains, one line each."""
     args, data = run.args, run.data
     found = [STAND_IN_NOTE] if data.is_stand_in else []
@@ -181,40 +154,29 @@ def notes(run: Run) -> list[str]:
         # What to type instead was tried on sets of 100 to 2,000 pictures.
         words = "--batch-size 4 --lr 0.01" if images < 500 else "--batch-size 16 --lr 0.02"
         words += f" --schedule onecycle --augment --epochs {40 if images < 2000 else 20}"
-        better = start_command("--data", args.data, *words.split())
-        found.append(
-            f"NOTE: {steps:,} steps are too few to learn with the default settings; better: "
-            f"{better}"
-        )
+        few = f"NOTE: {steps:,} steps are too few to learn with the default settings; better: "
+        found.append(few + start_command("--data", args.data, *words.split()))
     return found
 
 
 def note_chance(accuracy: float, labels: torch.Tensor) -> None:
-    """Say so if a net has learned nothing that its accuracy (0 to 1) on labels (N,) shows.
-
-    Whoever always names the largest class is right as often as that class occurs; three standard
-    errors of that share are chance.
-    """
+    """Say so if an accuracy (0 to 1) on labels (N,) is within three standard errors of chance."""
     share = labels.bincount().max().item() / len(labels)
     if accuracy <= share + 3 * math.sqrt(share * (1 - share) / len(labels)):
-        say(
-            f"NOTE: a test accuracy of {accuracy:.1%} is no better than naming always the largest "
-            f"class ({share:.1%}): docs/sick-runs.md says what it may be"
-        )
+        chance = f"naming always the largest class ({share:.1%})"
+        advice = "docs/sick-runs.md says what it may be"
+        say(f"NOTE: a test accuracy of {accuracy:.1%} is no better than {chance}: {advice}")
 
 
 @contextlib.contextmanager
 def caught_signals(caught: list[int]) -> Iterator[None]:
-    """Collect the first Ctrl-C, SIGTERM or hang-up instead of dying of it; a second ends at once.
-
-    A hang-up that is ignored stays so (nohup); outside the main thread nobody can catch signals.
-    """
+    """Collect the first Ctrl-C, SIGTERM or hang-up, do not die of it; a second ends at once."""
     signums = [signal.SIGINT, signal.SIGTERM]
     hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
-    if hang_up and signal.getsignal(hang_up) != signal.SIG_IGN:
+    if hang_up and signal.getsignal(hang_up) != signal.SIG_IGN:  # as under nohup
         signums.append(hang_up)
     if threading.current_thread() is not threading.main_thread():
-        signums = []
+        signums.clear()  # only the main thread can catch them
     terminals = [stream for stream in (1, 2) if os.isatty(stream)]
 
     def on_signal(signum: int, frame: object) -> None:
@@ -235,8 +197,7 @@ def caught_signals(caught: list[int]) -> Iterator[None]:
 
 def quote(text: str | Path) -> str:
     """Quote a word for the shell of this system."""
-    text = str(text)
-    return subprocess.list2cmdline([text]) if os.name == "nt" else shlex.quote(text)
+    return subprocess.list2cmdline([str(text)]) if os.name == "nt" else shlex.quote(str(text))
 
 
 def start_command(*words: str) -> str:
@@ -253,9 +214,9 @@ def start_command(*words: str) -> str:
 
 def resume_command(run_dir: Path) -> str:
     """The command line that resumes a run."""
-    if str(run_dir).startswith("-"):  # argparse would take it for a flag
-        return start_command(f"--resume={run_dir}")
-    return start_command("--resume", str(run_dir))
+    is_like_a_flag = str(run_dir).startswith("-")
+    words = [f"--resume={run_dir}"] if is_like_a_flag else ["--resume", str(run_dir)]
+    return start_command(*words)
 
 
 def not_writable(run_dir: Path, error: OSError) -> RunError:

@@ -66,6 +66,11 @@ def test_imports_run_in_no_circle():
         left = {name: needs for name, needs in left.items() if name not in free}
 
 
+def test_the_machinery_is_small():
+    files = ROOT.glob("support/*.py")
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 1890
+
+
 def test_the_script_is_short_and_imports_little():
     assert line_count("train_cifar") <= 230
     assert sum(map(len, imports("train_cifar").values())) <= 23

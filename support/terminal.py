@@ -148,9 +148,10 @@ def notes(run: "Run") -> list[str]:
     slow = args.lr == 0.001 and args.schedule == "constant"
     if slow and data.is_stand_in and args.batch_size == 4 and args.momentum == 0.9:
         found.append(PATIENCE_NOTE)
-    steps, images = args.epochs * len(data.train_loader), len(data.train_loader.dataset)
+    steps = args.epochs * len(data.train_loader)
     own_pictures = data.source not in ("cifar10", "shapes")
     if slow and own_pictures and run.is_new and steps < ENOUGH_STEPS:
+        images = len(data.train_loader.dataset)
         # What to type instead was tried on sets of 100 to 2,000 pictures.
         words = "--batch-size 4 --lr 0.01" if images < 500 else "--batch-size 16 --lr 0.02"
         words += f" --schedule onecycle --augment --epochs {40 if images < 2000 else 20}"

@@ -20,7 +20,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -232,9 +231,7 @@ def run(name: str, data: str, seed: int, log_dir: Path, keep: bool = True) -> di
     command = [sys.executable, str(ROOT / script), *settings, "--run-name", name]
     command += ["--data", data, "--seed", str(seed), "--log-dir", str(log_dir)]
     alone = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, env=alone)
-    seconds = time.perf_counter() - started
     if done.returncode not in (0, 1):  # 1: its loss became NaN; the others are no run at all
         sys.exit(f"{name}: ended with status {done.returncode}: {done.stderr.strip()}")
     found = figures(run_dir)
@@ -244,7 +241,7 @@ def run(name: str, data: str, seed: int, log_dir: Path, keep: bool = True) -> di
     for path in run_dir.iterdir():
         if not (keep and path.name.startswith("events.")):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return found | {"run_s": round(seconds, 1), "status": done.returncode, "said": done.stderr}
+    return found | {"status": done.returncode, "said": done.stderr}
 
 
 def tasks(kinds: dict[str, str], seeds: dict[str, int], runs: Path) -> dict[str, Callable]:
@@ -290,8 +287,7 @@ def summarise(measured: dict[str, dict]) -> dict[str, dict]:
                 "failed": sum(found["status"] for found in by_seed.values()),
             }
         results[kind]["seeds"] = len(healthy)
-        results[kind]["page_s"] = sum(names[name]["0"]["run_s"] for name in RUNS)
-    return results | {"total_s": sum(found["run_s"] for found in measured.values())}
+    return results
 
 
 def measures_over_seeds(by_seed: dict[str, dict]) -> dict[str, dict]:

@@ -60,7 +60,7 @@ CJK_FONTS = (
 
 # ---------------------------------------------------------------------- SCALARS, CUSTOM SCALARS
 def add_training_loss(writer: Writer, loss: float, step: int) -> None:
-    """SCALARS: the mean loss of the batches since the last report."""
+    """SCALARS: the mean loss of the last batches, as many as lie between two reports."""
     writer.add_scalar("training loss", loss, step)
 
 

@@ -559,6 +559,7 @@ COMPARISONS: dict[str, tuple] = {
     "sick/wrong_labels_images": ("wrong-labels", images_of, "training images"),
     "sick/wrong_labels_mistakes": ("wrong-labels", images_of, "test/worst mistakes"),
     "sick/augmented_loss": ("augmented", both_losses),
+    "sick/by_heart": ("by-heart|rolled-labels-by-heart", charts, "training loss"),
     "sick/hparams_table": (SICK, table),
     "sick/hparams_parallel": (SICK, parallel_coordinates),
     "bugs/no-zero-grad": ("healthy|no-zero-grad", charts, LOSS_AND_NORM, True),
@@ -566,10 +567,13 @@ COMPARISONS: dict[str, tuple] = {
     "bugs/other-net": ("no-step|other-net", charts, LOSS_AND_NORM),
     "bugs/double-softmax": ("healthy|double-softmax", charts, "test/loss|test/accuracy"),
     "bugs/softmax-over-batch": ("healthy|softmax-over-batch", charts, LOSS_AND_NORM, True),
+    "bugs/rolled-labels": ("healthy|rolled-labels", images_of, "training batch"),
     "bugs/sorted": ("healthy|sorted", images_of, "test/confusion matrix"),
     "bugs/pixels-to-255": ("healthy|pixels-to-255", charts, "test/loss|training loss"),
+    "bugs/scaled-twice": ("healthy|scaled-twice", images_of, "training batch"),
     "bugs/test-in-bgr": ("healthy|test-in-bgr", charts, "test/loss|training loss"),
     "bugs/test-in-bgr-images": ("healthy|test-in-bgr", images_of, "predictions vs. actuals"),
+    "bugs/dropout-at-test": ("dropout|dropout-at-test", charts, "test/loss|training loss"),
 }  # name: the runs that it is about ("a|b"), what shows them, and what of them
 
 

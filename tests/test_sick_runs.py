@@ -19,7 +19,6 @@ import train_cifar
 import viz
 
 ENGLISH, CHINESE = "docs/sick-runs.md", "docs/sick-runs.zh-CN.md"
-SLOWEST_S = 120  # what the page promises: a minute or two
 
 
 @pytest.fixture(params=[ENGLISH, CHINESE])
@@ -56,8 +55,7 @@ def test_all_was_measured_and_every_sign_was_seen_more_often_than_not(results, k
     seeds = results[kind]["seeds"]
     for name in sick_runs.RUNS:
         measured = results[kind][name]
-        assert len(measured["run_s"]["seeds"]) == seeds >= 3
-        assert measured["0"]["run_s"] < SLOWEST_S, name
+        assert measured["runs"] == seeds >= 3
         assert measured["seen"] > seeds / 2, name
 
 
@@ -137,7 +135,7 @@ def test_signs_failures_and_ranges_are_counted_over_the_seeds(monkeypatch):
     for name, lowest in (("healthy", 1.0), ("overfit", 0.9)):
         for seed in range(4):
             losses = {"test_loss": 1.0 + seed, "lowest_test_loss": lowest}
-            ended = {"run_s": 2.0, "status": seed % 2, "said": ""}
+            ended = {"status": seed % 2, "said": ""}
             measured[f"shapes {name} {seed}"] = losses | ended
     results = sick_runs.summarise(measured)
     healthy, overfit = (results["shapes"][name] for name in ("healthy", "overfit"))
@@ -145,7 +143,6 @@ def test_signs_failures_and_ranges_are_counted_over_the_seeds(monkeypatch):
     assert healthy["failed"] == overfit["failed"] == 2
     assert overfit["0"]["test_loss"] == 1.0
     assert [overfit["test_loss"][key] for key in figures.OVER_SEEDS] == [2.5, 1.0, 4.0]
-    assert (results["shapes"]["page_s"], results["total_s"]) == (4.0, 16.0)
 
 
 def test_event_files_are_kept_of_the_pictured_runs_only(tmp_path):

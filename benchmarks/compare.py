@@ -42,6 +42,7 @@ WAYS = {  # name: settings of train_cifar.py; the notes' way has its own loop
     "quick try": QUICK_TRY,
     "quick try, shapes": QUICK_TRY,
 }
+SWEEP = {f"lr {lr}": f"--validation 5000 --lr {lr}" for lr in (0.0005, 0.001, 0.002)}
 ONCE = ("thorough", "shapes", "quick try", "quick try, shapes")  # timed in the first round only
 SEEDED = [way for way in WAYS if "processes" not in way]
 ROUNDS, SEEDS, SHAPES_SEEDS = 3, 5, 3
@@ -96,16 +97,18 @@ def measure_ours(args: argparse.Namespace, log_dir: str) -> dict:
         sys.exit("the run failed")
     if os.environ.get("RANK", "0") != "0":
         return {}  # the first process has written the file
-    times, accuracies = [], []
+    times, accuracies = [], {}  # the last one on each part
     (path,) = Path(log_dir, args.way).glob("events.*")
     for event in EventFileLoader(str(path)).Load():
         times.append(event.wall_time)
-        values = (value for value in event.summary.value if value.tag == "test/accuracy")
-        accuracies += [value.tensor.float_val[0] for value in values]
+        for value in event.summary.value:
+            part, _, name = value.tag.partition("/")
+            if name == "accuracy":
+                accuracies[f"{part}_accuracy"] = value.tensor.float_val[0]
     found = {
         "total_s": times[-1] - times[0],
         "start_s": times[0] - float(os.environ["BENCHMARK_STARTED"]),
-        "test_accuracy": accuracies[-1],
+        **accuracies,
     }
     return found | (evaluate_again(args, path.parent) if args.way == "ours" else {})
 
@@ -114,7 +117,7 @@ def command_line(args: argparse.Namespace, log_dir: str) -> list[str]:
     """What train_cifar.py is called with."""
     words = ["--data", args.data, "--seed", str(args.seed), "--log-dir", log_dir]
     words += ["--train-images", str(QUICK_IMAGES)] if args.quick else []
-    return [*words, *WAYS.get(args.way, "").split()]
+    return [*words, *(WAYS | SWEEP).get(args.way, "").split()]
 
 
 def evaluate_again(args: argparse.Namespace, run_dir: Path) -> dict:
@@ -264,13 +267,13 @@ def compare(args: argparse.Namespace, unfinished: Path) -> dict:
         for way in ["steps", *WAYS]:
             if index == 0 or way not in ONCE:
                 timings[f"{way}, round {index}"] = functools.partial(run_way, way, args, 0)
-    for way in [] if args.quick else SEEDED:
+    for way in [] if args.quick else [*SEEDED, *SWEEP]:
         for seed in range(SHAPES_SEEDS if "shapes" in way else SEEDS):
             do = functools.partial(run_way, way, args, seed, OMP_NUM_THREADS="1")
             tests[f"{way}, seed {seed}"] = do
     timed = figures.measure_all(timings, unfinished)
     tested = figures.measure_all(tests, unfinished, args.jobs)
-    accuracies: dict = {way: {} for way in SEEDED}
+    accuracies: dict = {way: {} for way in [*SEEDED, *SWEEP]}
     for name, found in tested.items():
         way, seed = name.rsplit(", seed ", 1)
         accuracies[way][seed] = round(found["test_accuracy"], 4)
@@ -282,7 +285,20 @@ def compare(args: argparse.Namespace, unfinished: Path) -> dict:
             for way, by_seed in accuracies.items()
             if by_seed
         },
+        "sweep": {} if args.quick else best_of_sweep(tested),
         "classes": timed["ours, round 0"]["classes"],
+    }
+
+
+def best_of_sweep(tested: dict[str, dict]) -> dict[str, dict]:
+    """The run that the images held back choose: its accuracy on them, and on the test images."""
+    best = {}
+    for seed in range(SEEDS):
+        runs = [tested[f"{way}, seed {seed}"] for way in SWEEP]
+        best[str(seed)] = max(runs, key=lambda run: run["validation_accuracy"])
+    return {
+        name: figures.over_seeds({seed: round(run[name], 4) for seed, run in best.items()})
+        for name in ("validation_accuracy", "test_accuracy")
     }
 
 
@@ -325,7 +341,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="update the results and the pages")
     parser.add_argument("--quick", action="store_true", help="fewer images, one round")
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--way", choices=["steps", *WAYS], help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=["steps", *WAYS, *SWEEP], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.way:
         return measure(args)

@@ -241,7 +241,8 @@ def run(name: str, data: str, seed: int, log_dir: Path, keep: bool = True) -> di
     for path in run_dir.iterdir():
         if not (keep and path.name.startswith("events.")):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return found | {"status": done.returncode, "said": done.stderr}
+    said = done.stderr if done.returncode else ""  # the line that it failed with
+    return found | {"status": done.returncode, "said": said}
 
 
 def tasks(kinds: dict[str, str], seeds: dict[str, int], runs: Path) -> dict[str, Callable]:

@@ -45,7 +45,7 @@ WAYS = {  # name: settings of train_cifar.py; the notes' way has its own loop
 SWEEP = {f"lr {lr}": f"--validation 5000 --lr {lr}" for lr in (0.0005, 0.001, 0.002)}
 ONCE = ("thorough", "shapes", "quick try", "quick try, shapes")  # timed in the first round only
 SEEDED = [way for way in WAYS if "processes" not in way]
-ROUNDS, SEEDS, SHAPES_SEEDS = 2, 5, 3
+ROUNDS, SEEDS, SHAPES_SEEDS = 3, 5, 3
 QUICK_IMAGES, STEPS = 10_000, 5_000  # of training; to time a step
 
 

@@ -85,17 +85,28 @@ def test_twenty_kills_at_random_moments_change_nothing(image_folder, tmp_path):
     assert in_python_loader(watching) == assert_same_run(run_dir, whole)
 
 
-def test_kills_with_onecycle_augmentation_and_images_held_back(image_folder, tmp_path):
-    """The schedule and the random flips and crops go on in the middle of an epoch too."""
+def add_dropout() -> None:
+    """Give the net what draws random numbers of its own while it trains."""
+    original = Net.features
+
+    def features(net: Net, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.dropout(original(net, images), training=net.training)
+
+    Net.features = features
+
+
+def test_kills_with_all_that_is_random_and_a_schedule_change_nothing(image_folder, tmp_path):
+    """Flips, crops, dropout and the schedule go on in the middle of an epoch, too."""
     arguments = settings(image_folder, tmp_path, "--schedule", "onecycle", "--augment")
     arguments += ["--report-every", 32, "--views", "notes", "--validation", 5]
     run_dir, whole = tmp_path / "killed", tmp_path / "whole"
-    assert train(arguments, run_dir, partial(kill_at, 6, 200)).status == -signal.SIGKILL
+    killed = -signal.SIGKILL
+    assert train(arguments, run_dir, add_dropout, partial(kill_at, 6, 200)).status == killed
     for step in [13, 21, 22, 27]:
-        assert resume(run_dir, partial(kill_at, step, 200)).status == -signal.SIGKILL
+        assert resume(run_dir, add_dropout, partial(kill_at, step, 200)).status == killed
     assert load_checkpoint(run_dir)["progress"]["batch"] == 12
-    assert resume(run_dir).status == 0
-    assert train(arguments, whole).status == 0
+    assert resume(run_dir, add_dropout).status == 0
+    assert train(arguments, whole, add_dropout).status == 0
     scalars = assert_same_run(run_dir, whole)
     assert len(scalars["validation/loss"]) == 3 and len(scalars["test/loss"]) == 1
 

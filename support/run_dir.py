@@ -50,7 +50,7 @@ def lock_run_dir(run_dir: Path) -> FileLock:
     try:
         return take_lock(run_dir / LOCK_NAME, timeout=0)
     except Timeout:
-        raise InputError(f"{str(run_dir)!r} is in use: wait until its process ends") from None
+        raise InputError(f"{str(run_dir)!r} is in use by another process: wait for it") from None
 
 
 def check_log_dir(log_dir: str) -> None:

@@ -244,7 +244,7 @@ def test_of_two_resumes_at_once_one_goes_on(run_dir, stopped_run, tmp_path):
     assert sorted(end.status for end in ends) == [0, 2], ends
     (refused,) = (end.output for end in ends if end.status == 2)
     _, line = refused.splitlines()  # after the images are read
-    assert re.fullmatch(r"train_cifar.py: error: .*(is in use|another process).*", line)
+    assert re.fullmatch(r"train_cifar.py: error: .*another process.*", line)
     whole = shutil.copytree(stopped_run, tmp_path / "alone" / "run")
     assert resume(whole).status == 0
     assert_same_run(run_dir, whole)

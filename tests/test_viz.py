@@ -1,6 +1,7 @@
 """The views: what is written to the event file, against independent calculations."""
 
 import contextlib
+import functools
 import inspect
 import os
 import re
@@ -157,8 +158,7 @@ def add_all(writer, net, images, labels, probs, names, norm=viz.HALF) -> dict[st
 
 
 @pytest.mark.parametrize(
-    "classes, shape",
-    [(2, (3, 32, 32)), (120, (1, 28, 28)), (3, (3, 128, 64)), (3, (1, 32, 200)), (3, (3, 7, 300))],
+    "classes, shape", [(2, (3, 128, 64)), (120, (1, 28, 28)), (3, (3, 7, 300))]
 )
 def test_every_view_takes_any_images_and_any_classes(writer, monkeypatch, classes, shape):
     asked, original = [], viz.unnormalize
@@ -228,49 +228,28 @@ def test_torchs_defaults_of_another_device_and_type_change_nothing(writer):
     assert len(events) == len(FIGURES | OTHERS) + 3 + 1
 
 
-def test_the_readers_matplotlib_style_changes_no_pixel(tmp_path):
+def test_the_readers_matplotlib_style_changes_no_pixel(writer):
     style = {"figure.facecolor": "black", "text.color": "white", "font.size": 20}
     style |= {"image.origin": "lower", "figure.dpi": 50, "savefig.dpi": 300}
     style |= {"text.usetex": True, "text.hinting": "none", "text.antialiased": False}
     _, labels, probs = eight(3)
     images = torch.linspace(-1, 1, 16).view(1, 1, 16, 1).expand(8, 3, 16, 16)
-
-    def draw(name):
-        with SummaryWriter(tmp_path / name) as writer:
+    for context in (contextlib.nullcontext(), rc_context(style)):
+        with context:
             viz.add_confusion_matrix(writer, probs, labels, TEN[:3], 1)
             viz.add_mistakes(writer, images, probs, labels, TEN[:3], 1)
-        events = read_events(tmp_path / name)
-        return {tag: value.tensor.string_val for tag, ((_, value),) in events.items()}
-
-    usual = draw("usual")
-    with rc_context(style):
-        assert draw("styled") == usual
-
-
-def test_a_closed_writer_opens_again_as_for_its_own_methods(tmp_path):
-    writer = SummaryWriter(tmp_path)
-    for add in (
-        lambda: viz.add_net_graph(writer, SmallNet(), eight()[0]),
-        lambda: viz.add_hparams_start(writer, {"lr": 0.1}),
-        lambda: viz.add_hparams_end(writer),
-    ):
-        writer.close()
-        add()
-    writer.close()
-    sessions = {"_hparams_/session_start_info", "_hparams_/session_end_info"}
-    assert sessions <= set(read_events(tmp_path)) and graph_nodes(writer)
+    for (_, usual), (_, styled) in written(writer).values():
+        assert styled.tensor.string_val == usual.tensor.string_val
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.float64, torch.bool])
 def test_labels_and_probabilities_of_any_type_give_the_same_report(dtype):
     probs, labels = predictions(50, 2)
+    probs = probs.bfloat16().float()  # so that no type rounds them
     expected = viz.class_report(probs, labels, TEN[:2])
-    assert viz.class_report(probs.double().requires_grad_(), labels.to(dtype), TEN[:2]) == expected
+    for given in (probs.double().requires_grad_(), probs.bfloat16()):
+        assert viz.class_report(given, labels.to(dtype), TEN[:2]) == expected
     assert viz.class_report(probs.numpy(), labels.tolist(), TEN[:2]) == expected
-    rounded = probs.bfloat16()
-    assert viz.class_report(rounded, labels, TEN[:2]) == viz.class_report(
-        rounded.float(), labels, TEN[:2]
-    )
 
 
 TAKEN_BY = {  # the views that refuse, by what they take
@@ -295,10 +274,7 @@ TAKEN_BY = {  # the views that refuse, by what they take
         ("probs", lambda x: x[:, :2], r"\(8, 2\) .* C = 3"),
         ("probs", lambda x: x / 0 * 0, "from nan to nan"),
         ("probs", lambda x: (x, x), "given is a tuple; wanted"),
-        ("logits", lambda x: x[:, :1], r"a Tensor of shape \(8, 1\) .* C = 3"),
-        ("logits", lambda x: x.repeat(1, 300), r"\(8, 900\)"),
-        ("logits", lambda x: {"logits": x}, "given is a dict"),
-        ("images", lambda x: x.permute(0, 2, 3, 1), r"a Tensor of shape \(8, 16, 16, 3\)"),
+        ("logits", lambda x: x.repeat(1, 300), r"\(8, 900\) .* C = 3"),
         ("images", lambda x: x[:, [0, 1, 2, 0]], r"a Tensor of shape \(8, 4, 16, 16\)"),
         ("images", lambda x: x[0], r"a Tensor of shape \(3, 16, 16\)"),
     ],
@@ -347,23 +323,12 @@ def test_classes_of_one_name_are_numbered(writer, third):
     probs, labels = predictions(60, 3)
     names = ["crane", "crane (2)", third]
     viz.add_pr_curves(writer, probs, labels, names, 1)
-    assert len(written(writer)) == 3
     expected = ["crane", "crane (2)", "crane (3)"]
-    for index, name in enumerate(expected):
-        _, curve = only(writer, f"pr curve/{name}")
-        assert curve[0, 0] == (labels == index).sum()
+    assert set(written(writer)) == {f"pr curve/{name}" for name in expected}
     assert [row[0] for row in viz.class_report(probs, labels, names)[1:]] == expected
 
 
 # ----------------------------------------------------------------------------- probabilities, PR
-
-
-def test_images_to_probs_gives_the_most_probable_class_and_its_softmax():
-    logits = torch.tensor([[1.0, 3.0, 2.0], [5.0, 0.0, 0.0]])
-    preds, probs = viz.images_to_probs(Fixed(logits), torch.zeros(2, 3, 32, 32))
-    assert preds.tolist() == [1, 0]
-    expected = [np.exp(3) / np.exp([1, 3, 2]).sum(), np.exp(5) / (np.exp(5) + 2)]
-    np.testing.assert_allclose(probs.numpy(), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("one_by_one", [False, True])
@@ -387,10 +352,11 @@ def test_pr_curves_are_scikit_learns_at_the_same_thresholds(writer, one_by_one):
             np.testing.assert_allclose(curve[4:, position], [precision, recall], rtol=1e-5)
 
 
-def test_class_report_is_scikit_learns():
+@pytest.mark.parametrize("decimals", [1, 8])  # few decimals: many samples share a score
+def test_class_report_is_scikit_learns(decimals):
     probs, labels = predictions(300, 5)
-    probs = nn.functional.pad(probs, (0, 2))  # two more classes, which are never predicted,
-    labels[:3] = 5  # and one of them without images, too
+    probs = nn.functional.pad(probs.round(decimals=decimals), (0, 2))  # two more classes, which
+    labels[:3] = 5  # are never predicted, and one of them without images, too
     head, *rows = viz.class_report(probs, labels, TEN[:7])
     assert head == ("class", "images", "precision", "recall", "average precision")
     precision, recall, _, images = metrics.precision_recall_fscore_support(
@@ -404,18 +370,10 @@ def test_class_report_is_scikit_learns():
     assert rows[6][1:] == ("0", "0.000", "0.000", "0.000")
 
 
-@pytest.mark.parametrize("decimals", [1, 8])  # few decimals: many samples share a score
-def test_average_precision_is_scikit_learns_with_ties_too(decimals):
-    random = np.random.default_rng(1)
-    scores, truth = random.random(200).round(decimals), random.random(200) < 0.3
-    expected = metrics.average_precision_score(truth, scores)
-    assert viz.average_precision(scores, truth) == pytest.approx(expected)
-
-
 # --------------------------------------------------------------------------------------- figures
 
 
-@pytest.mark.parametrize("batch", [1, 64])
+@pytest.mark.parametrize("batch", [1, 20])
 def test_predictions_are_titled_and_coloured_for_the_batch_they_get(batch):
     probs, labels = predictions(batch, 10)
     images = torch.rand(batch, 3, 32, 32) * 2 - 1
@@ -440,7 +398,7 @@ def test_images_are_drawn_in_their_own_colours_below_their_titles():
         assert (drawn[:y, x - 64 : x + 64] == 1).all()  # white behind the title
 
 
-@pytest.mark.parametrize("size, count", [((1000, 30), 1), ((224, 224), 16), ((3, 4), 500)])
+@pytest.mark.parametrize("size, count", [((1000, 30), 1), ((224, 224), 16), ((3, 4), 65)])
 def test_a_grid_of_any_images_has_a_sensible_size(size, count):
     figure = viz.matplotlib_imshow(torch.zeros(count, 3, *size), ["a title"] * count)
     columns, rows = min(count, 8), -(-min(count, 64) // 8)
@@ -471,29 +429,17 @@ def test_class_names_are_cut_by_the_room_that_they_take():
     assert viz.shorten("a一二三四五六七八") == "a一二三四五六七…"
 
 
-@pytest.fixture
-def fonts(monkeypatch):
-    """The names of fonts that are taken for Chinese ones; they are looked for anew."""
-    names = ["No Such Font"]
-    monkeypatch.setattr(viz, "CJK_FONTS", names)
-    viz.chinese_fonts.cache_clear()
-    yield names
-    viz.chinese_fonts.cache_clear()
-
-
-def test_chinese_names_are_drawn_with_the_fonts_that_are_installed(fonts):
-    fonts.append("DejaVu Serif")
-    figure = viz.matplotlib_imshow(torch.zeros(2, 3, 32, 32), ["cat", "猫"])
-    families = [text.get_fontfamily() for text in figure.texts]
-    assert families == [["DejaVu Sans"], ["DejaVu Sans", "DejaVu Serif"]]
-
-
-def test_a_missing_chinese_font_is_said_once_with_the_cure(fonts, recwarn):
-    viz.matplotlib_imshow(torch.zeros(1, 3, 32, 32), ["cat"])
-    assert not recwarn.list
-    with pytest.warns(UserWarning, match="no font with Chinese.*install one, such as") as caught:
-        viz.matplotlib_imshow(torch.zeros(2, 3, 32, 32), ["猫", "狗"])
-    assert len(caught) == 1
+def test_chinese_names_are_drawn_with_the_fonts_that_are_installed(monkeypatch):
+    """Where there are none, that is said once, with the cure."""
+    find = viz.chinese_fonts.__wrapped__
+    with pytest.warns(match="no font with Chinese.*install one, such as") as warned:
+        for installed in [], ["DejaVu Serif"]:
+            monkeypatch.setattr(viz, "CJK_FONTS", ["No Such Font", *installed])
+            monkeypatch.setattr(viz, "chinese_fonts", functools.cache(find))  # looked for anew
+            figure = viz.matplotlib_imshow(torch.zeros(3, 3, 32, 32), ["cat", "猫", "狗"])
+            families = [text.get_fontfamily()[1:] for text in figure.texts]
+            assert families == [[], installed, installed]  # beside DejaVu Sans
+    assert len(warned) == 1
 
 
 @pytest.mark.parametrize(
@@ -541,9 +487,8 @@ def test_the_worst_mistakes_are_the_surest(writer):
     assert viz.worst_mistakes(probs, labels, 8) == surest[:8]
     assert viz.worst_mistakes(probs, labels, 1000) == surest
     none = viz.worst_mistakes(probs, probs.argmax(dim=1), 8)
-    assert none == []
     viz.add_mistakes(writer, torch.zeros(0, 3, 8, 8), probs[none], labels[none], TEN[:5], 0)
-    assert not written(writer)
+    assert none == [] and not written(writer)
 
 
 @pytest.mark.parametrize(
@@ -554,9 +499,7 @@ def test_the_worst_mistakes_are_the_surest(writer):
         (nn.Conv2d(3, 64, 7, stride=2, padding=3), (3, 224, 160), 0),  # ResNet's first layer
     ],
 )
-def test_maps_lie_beside_the_part_of_the_image_that_they_answer_to(
-    writer, tiles, conv, shape, edge
-):
+def test_maps_lie_beside_the_part_of_the_image_they_answer_to(writer, tiles, conv, shape, edge):
     middle, stride = conv.kernel_size[0] // 2, conv.stride[0]
     with torch.no_grad():  # the second filter hands through the pixel in its middle, in red
         conv.weight.zero_()
@@ -625,6 +568,7 @@ def test_any_name_appears_in_text_as_it_is(writer):
 
 def started_with(writer: SummaryWriter, settings: dict) -> dict[str, float | str]:
     """The settings of a session as the HPARAMS tab has them: numbers or text."""
+    writer.close()  # it opens again, as for its own methods
     viz.add_hparams_start(writer, settings)
     ((_, start),) = written(writer)["_hparams_/session_start_info"]
     content = HParamsPluginData.FromString(start.metadata.plugin_data.content)
@@ -643,16 +587,15 @@ def test_hparams_are_one_session_of_numbers_and_text_without_an_experiment(write
         "lr": (0.1, 0.1),
         "schedule": ("onecycle", "onecycle"),
         "augment": (True, 1.0),  # PyTorch writes True as 1
-        "path": (Path("data"), "data"),
         "none": (None, "None"),
         "two values": (torch.tensor([1.0, 2.0]), "tensor([1., 2.])"),
         "float32": (np.float32(0.5), 0.5),
-        "array": (np.array(2.5), 2.5),
         "tensor": (torch.tensor(0.25, requires_grad=True), 0.25),
         7: ("a number as name", "a number as name"),
     }
     shown = started_with(writer, {name: given for name, (given, _) in settings.items()})
     assert shown == {str(name): expected for name, (_, expected) in settings.items()}
+    writer.close()
     viz.add_hparams_end(writer)
     assert set(written(writer)) == {"_hparams_/session_start_info", "_hparams_/session_end_info"}
     assert list(Path(writer.log_dir).parent.iterdir()) == [Path(writer.log_dir)]  # no second run
@@ -709,14 +652,11 @@ class Mixed(SmallNet):
 
 
 class Waiting(nn.parallel.DistributedDataParallel):
-    """Its `forward` would wait for other processes, which draw nothing."""
+    """It has not joined other processes: its `forward` fails, as it would wait if it had."""
 
     def __init__(self, net: nn.Module):
         nn.Module.__init__(self)
         self.module = net
-
-    def forward(self, images):
-        raise AssertionError("it waits")
 
 
 class Twice(nn.Module):
@@ -736,50 +676,37 @@ class Twice(nn.Module):
         return self.head(x.flatten(1))
 
 
-def node_shapes(node) -> list[list[int]]:
-    """The shapes that TensorBoard writes on the arrows from this node."""
-    shapes = node.attr["_output_shapes"].list.shape
-    return [[dim.size for dim in shape.dim] for shape in shapes]
-
-
 def test_the_graph_is_the_way_of_the_images_and_all_weights_with_their_shapes(writer, recwarn):
-    net, images = Twice(), torch.zeros(2, 3, 32, 32)
-    viz.add_net_graph(writer, net, images)
+    net = Twice()
+    writer.close()  # it opens again
+    viz.add_net_graph(writer, net, torch.zeros(2, 3, 32, 32))
     nodes = graph_nodes(writer)
-    way = []
-    name = "output/output"
-    while name:
-        way.append(name)
-        name = next(iter(nodes[name].input), None)  # the weights come after the images
-    assert way[::-1] == [
-        "input/images",
-        "Twice/conv Conv2d/conv2d",
-        "Twice/norm BatchNorm2d/batch_norm",
-        "Twice/relu",
-        "Twice/add_",
-        "Twice/pool MaxPool2d/max_pool2d",
-        "Twice/relu (2)",
-        "Twice/pool (2) MaxPool2d/max_pool2d",
-        "Twice/flatten",
-        "Twice/head Sequential/0 Sequential/0 Dropout/dropout",
-        "Twice/head Sequential/1 Linear/linear",
-        "output/output",
-    ]
-    assert list(nodes["Twice/add_"].input) == ["Twice/relu", "Twice/skip Conv2d/conv2d"]
-    real = [list(images.shape)]  # what the images and functions give when they are computed
-    rest = {"Twice/skip Conv2d/conv2d": [list(net.skip(images).shape)]}
-    layers = (net.conv, net.norm, nn.ReLU(), nn.ReLU(), net.pool, nn.ReLU(), net.pool, nn.Flatten())
-    for layer in (*layers, *net.head):
-        images = layer(images)
-        real.append(list(images.shape))
-    assert [shape for name in way[::-1] for shape in node_shapes(nodes[name])] == real
-    boxes = {"conv": "conv Conv2d", "skip": "skip Conv2d", "norm": "norm BatchNorm2d"}
-    boxes["head.1"] = "head Sequential/1 Linear"
-    for name, tensor in net.state_dict().items():
-        layer, _, kind = name.rpartition(".")
-        if kind != "num_batches_tracked":  # nothing uses it
-            rest[f"Twice/{boxes[layer]}/{kind}"] = [list(tensor.shape)]
-    assert rest == {name: node_shapes(nodes[name]) for name in nodes.keys() - set(way)}
+    way = {  # from the images to the output
+        "input/images": [2, 3, 32, 32],
+        "Twice/conv Conv2d/conv2d": [2, 8, 30, 30],
+        "Twice/norm BatchNorm2d/batch_norm": [2, 8, 30, 30],
+        "Twice/relu": [2, 8, 30, 30],
+        "Twice/add_": [2, 8, 30, 30],
+        "Twice/pool MaxPool2d/max_pool2d": [2, 8, 15, 15],
+        "Twice/relu (2)": [2, 8, 15, 15],
+        "Twice/pool (2) MaxPool2d/max_pool2d": [2, 8, 7, 7],
+        "Twice/flatten": [2, 392],
+        "Twice/head Sequential/0 Sequential/0 Dropout/dropout": [2, 392],
+        "Twice/head Sequential/1 Linear/linear": [2, 5],
+    }
+    for name, source in zip([*way, "output/output"], [None, *way], strict=True):
+        assert next(iter(nodes[name].input), None) == source  # the weights come after it
+    beside = {"Twice/skip Conv2d/conv2d": [2, 8, 30, 30]}
+    assert list(nodes["Twice/add_"].input) == ["Twice/relu", *beside]
+    boxes = {"conv Conv2d": net.conv, "skip Conv2d": net.skip, "norm BatchNorm2d": net.norm}
+    for box, layer in {**boxes, "head Sequential/1 Linear": net.head[1]}.items():
+        for name, tensor in layer.state_dict().items():
+            if name != "num_batches_tracked":  # nothing uses it
+                beside[f"Twice/{box}/{name}"] = list(tensor.shape)
+    shapes = {name: node.attr["_output_shapes"].list.shape for name, node in nodes.items()}
+    assert not shapes.pop("output/output")
+    shown = {name: [dim.size for dim in shape.dim] for name, (shape,) in shapes.items()}
+    assert shown == way | beside
     assert not recwarn.list
 
 
@@ -806,21 +733,17 @@ def test_a_net_that_cannot_be_traced_costs_a_warning_only(writer, monkeypatch):
     assert not graph_nodes(writer)
 
 
-def test_hooks_and_what_a_net_keeps_stay_real_and_its_frozen_layers_are_drawn(tmp_path, recwarn):
-    (images, *_), drawn = eight(), []
-    for net in (SmallNet(), Keeping()):
-        seen = []
-        net.conv.register_forward_hook(lambda *_, to=seen: to.append(_[-1].mean()))
-        net.fc.register_forward_pre_hook(lambda *_, to=seen: to.append(_[-1][0].mean()))
-        nn.utils.spectral_norm(net.conv)  # a hook, too, but of torch's own: a part of the layer
-        with SummaryWriter(tmp_path / type(net).__name__) as writer:
-            viz.add_net_graph(writer, net, images)
-            drawn.append({name.partition("/")[2] for name in graph_nodes(writer)})
-        assert not seen and not hasattr(net, "kept")
-        net(images).sum().backward()
-        assert len(seen) == 2 and torch.stack(seen).isfinite().all()  # the hooks are on again
-    assert drawn[0] == drawn[1]
-    assert {"conv Conv2d/conv2d", "conv Conv2d/weight_orig"} <= drawn[0]
+def test_hooks_and_what_a_net_keeps_stay_real_and_its_frozen_layers_are_drawn(writer, recwarn):
+    net, (images, *_), seen = Keeping(), eight(), []
+    net.conv.register_forward_hook(lambda *given: seen.append(given[-1].mean()))
+    net.fc.register_forward_pre_hook(lambda *given: seen.append(given[-1][0].mean()))
+    nn.utils.spectral_norm(net.conv)  # a hook, too, but of torch's own: a part of the layer
+    viz.add_net_graph(writer, net, images)
+    assert not seen and not hasattr(net, "kept")
+    net(images).sum().backward()
+    assert len(seen) == 2 and torch.stack(seen).isfinite().all()  # the hooks are on again
+    drawn = {name.removeprefix("Keeping/conv Conv2d/") for name in graph_nodes(writer)}
+    assert {"conv2d", "weight_orig"} <= drawn
     assert not recwarn.list
 
 
@@ -843,54 +766,40 @@ def test_the_first_of_several_processes_may_draw_alone(writer, wrapper):
 # ---------------------------------------------------------------------- histograms and gradients
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_histograms_are_numpys(writer, dtype):
-    values = torch.randn(100_000, generator=torch.Generator().manual_seed(0)).to(dtype)
-    viz.add_histogram(writer, "some", values, 5)
-    step, bins = only(writer, "some")
-    left, right, counts = bins.T
-    expected, edges = np.histogram(values.double(), bins=64)
-    assert step == 5 and counts.tolist() == expected.tolist()
-    np.testing.assert_allclose([left[0], right[-1]], edges[[0, -1]], rtol=1e-5)
+NORMAL = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(
-    "values, counted",
+    "values",
     [
-        (torch.tensor([1.0, float("nan"), 2.0, float("inf")]), 2),
-        (torch.linspace(-1.0, 1.0, 1000) * 3e38, 1000),
-        (torch.linspace(1e25, 2e25, 1000), 1000),
+        *(NORMAL, NORMAL.half(), NORMAL.bfloat16()),
+        torch.tensor([1.0, float("nan"), 2.0, float("inf")]),
+        torch.linspace(-1.0, 1.0, 1000) * 3e38,
+        torch.linspace(1e25, 2e25, 1000),
+        *(torch.full((64,), value) for value in (0.0, 1e-4, -2.0, 3e6)),
     ],
 )
-def test_histograms_of_odd_values_count_the_finite_ones(writer, values, counted):
-    viz.add_histogram(writer, "odd", values, 0)
-    viz.add_histogram(writer, "none", torch.tensor([float("nan")]), 0)
-    assert set(written(writer)) == {"odd"}
-    assert only(writer, "odd")[1][:, 2].sum() == counted
+def test_histograms_are_numpys_of_the_finite_values(writer, values):
+    viz.add_histogram(writer, "some", values, 5)
+    viz.add_histogram(writer, "none", torch.tensor([float("nan")]), 5)
+    assert set(written(writer)) == {"some"}
+    step, bins = only(writer, "some")
+    left, right, counts = bins[bins[:, 2] > 0].T
+    finite = values[values.isfinite()].double().numpy()
+    expected, edges = np.histogram(finite, bins=64)
+    edges = edges.clip(finite.min(), finite.max())  # of the one bin of values that are all alike
+    (filled,) = expected.nonzero()
+    assert step == 5 and counts.tolist() == expected[filled].tolist()
+    np.testing.assert_allclose([left, right], [edges[filled], edges[filled + 1]], rtol=1e-5)
 
 
-@pytest.mark.parametrize("value", [0.0, 1e-4, -2.0, 3e6])
-def test_values_that_are_all_alike_lie_in_one_bin(writer, value):
-    viz.add_histogram(writer, "alike", torch.full((64,), value), 0)
-    left, right, counts = only(writer, "alike")[1].T
-    (bin_with_all,) = np.flatnonzero(counts)
-    assert counts[bin_with_all] == 64
-    assert left[bin_with_all] <= value <= right[bin_with_all]
-
-
-FEW_VALUES = {"conv1.bias", "conv2.bias", "fc3.bias"}  # 6, 16 and 10: no distribution
-
-
-def test_weights_and_gradients_of_every_layer_have_histograms(writer):
-    net = Net()
+def test_histograms_are_of_many_values_and_of_the_gradients_that_there_are(writer):
+    net = SmallNet()  # 108 and 40 weights, 4 and 10 biases
     viz.add_histograms(writer, net, 0)
-    names = {name for name, _ in net.named_parameters()} - FEW_VALUES
-    assert set(written(writer)) == {f"weights/{name}" for name in names}  # no gradients yet
-    net(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert set(written(writer)) == {"weights/conv.weight"}
+    net(eight()[0]).sum().backward()
     viz.add_histograms(writer, net, 1)
-    assert set(written(writer)) == {
-        f"{kind}/{name}" for name in names for kind in ("weights", "gradients")
-    }
+    assert set(written(writer)) == {"weights/conv.weight", "gradients/conv.weight"}
 
 
 def test_training_scalars_are_over_all_parameters(writer):
@@ -899,15 +808,14 @@ def test_training_scalars_are_over_all_parameters(writer):
     viz.add_training_scalars(writer, net, 0.1, 1234.5, 9)
     flat = np.concatenate([p.grad.numpy().ravel() for p in net.parameters()])
     expected = {
-        "gradient norm": np.linalg.norm(flat),
-        "zero gradients": (flat == 0).mean(),
-        "learning rate": 0.1,
-        "images per second": 1234.5,
+        "training progress/gradient norm": np.linalg.norm(flat),
+        "training progress/zero gradients": (flat == 0).mean(),
+        "training progress/learning rate": 0.1,
+        "training progress/images per second": 1234.5,
     }
-    assert set(written(writer)) == {f"training progress/{name}" for name in expected}
-    for name, number in expected.items():
-        step, value = only(writer, f"training progress/{name}")
-        assert step == 9 and value == pytest.approx(number, rel=1e-5)
+    assert written(writer).keys() == expected.keys()
+    for tag, number in expected.items():
+        assert only(writer, tag) == (9, pytest.approx(number, rel=1e-5))
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])

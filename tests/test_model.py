@@ -43,8 +43,7 @@ def test_the_logits_of_all_test_images_are_the_nets():
     logits, found = predict_all(net, loader, Processes(0, 1, torch.device("cpu")))
     with torch.no_grad():
         torch.testing.assert_close(logits, net[0](images / 127.5 - 1), rtol=1e-4, atol=1e-5)
-    assert torch.equal(found, labels)
-    assert net.training
+    assert torch.equal(found, labels) and net.training
 
 
 @pytest.mark.parametrize("cuda", [False, True])

@@ -8,10 +8,10 @@ the notebook has a cell that draws it from the reader's own run. The other cells
 """
 
 import json
-import os.path
 import re
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urljoin
 
 ROOT = Path(__file__).parent.parent
 
@@ -139,17 +139,12 @@ from pathlib import Path
 if not Path("train_cifar.py").is_file():
     raise FileNotFoundError(f"no train_cifar.py in {os.getcwd()}: get the whole folder, then %cd")
 
-
-def is_missing(requirement: str) -> bool:
+missing = []
+for requirement in re.findall(r"^\\w\\S+", Path("requirements.txt").read_text(), re.M):
     try:
-        metadata.version(re.match(r"[\\w-]+", requirement)[0])
+        metadata.version(requirement.split(">=")[0])
     except metadata.PackageNotFoundError:
-        return True
-    return False
-
-
-lines = Path("requirements.txt").read_text().splitlines()
-missing = [line.split()[0] for line in lines if line[:1].isalpha() and is_missing(line)]
+        missing.append(requirement)
 if missing:
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", *missing], check=True)
 
@@ -230,7 +225,7 @@ PART = re.compile(  # of a section: what becomes a cell of code, or begins a new
     re.M,
 )
 COMMENT = re.compile(r"<!-- .*? -->")
-LINK = re.compile(r"\]\((?!\w+:)(?P<target>[^)]+)\)")
+LINK = re.compile(r"\]\(([^)]+)\)")
 
 
 def find_section(pages: dict[str, str], title: str) -> str:
@@ -240,14 +235,7 @@ def find_section(pages: dict[str, str], title: str) -> str:
     if len(found) != 1:
         raise SystemExit(f"not one section {title!r} in {', '.join(pages)}: adapt make_notebook.py")
     ((path, text),) = found
-    return LINK.sub(lambda link: f"]({from_root(link['target'], path)})", text)
-
-
-def from_root(target: str, page: str) -> str:
-    """A link on a page, relative to the repository's root."""
-    if target.startswith("#"):
-        return page + target
-    return Path(os.path.normpath(Path(page).parent / target)).as_posix()
+    return LINK.sub(lambda link: f"]({urljoin(path, link[1])})", text)
 
 
 def section_cells(section: str) -> list[dict]:
@@ -274,13 +262,8 @@ def markdown(text: str) -> dict:
 
 def code(text: str) -> dict:
     """A cell of code that has not run."""
-    return {
-        "cell_type": "code",
-        "execution_count": None,
-        "metadata": {},
-        "outputs": [],
-        "source": lines(text),
-    }
+    not_run = {"execution_count": None, "metadata": {}, "outputs": []}
+    return {"cell_type": "code", **not_run, "source": lines(text)}
 
 
 def lines(text: str) -> list[str]:
@@ -302,12 +285,10 @@ def make_notebook(language: Language, pages: dict[str, str]) -> str:
         *section_cells(find_section(pages, language.after)),
         code(TIME_CODE),
     ]
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook = {
         "cells": [{"id": f"cell-{index}"} | cell for index, cell in enumerate(cells)],
-        "metadata": {
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
-        },
+        "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}},
         "nbformat": 4,
         "nbformat_minor": 5,
     }

@@ -19,9 +19,10 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.util.tensor_util import make_ndarray
 
 from support.errors import InputError
-from viz import chinese_fonts
+from viz import chinese_fonts, markdown_table
 
 KINDS = ("scalars", "images", "histograms", "distributions", "tensors")
 RESULTS = ("validation/accuracy", "validation/loss", "test/accuracy", "test/loss")
@@ -49,13 +50,13 @@ def picture(png: bytes, name: str, width: float, least: float = 0) -> View:
     return View(f'<img alt="{escape(name)}" style="{style}" src="data:image/png;base64,{data}">\n')
 
 
-def chart(figure: Figure, name: str) -> View:
-    """A figure, drawn alike whatever Matplotlib is set to in a notebook."""
+def chart(axes: Axes, name: str) -> View:
+    """The figure of these axes, drawn alike whatever Matplotlib is set to in a notebook."""
     png = BytesIO()
     with warnings.catch_warnings():  # `chinese_fonts` has given one for all signs
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
-        figure.savefig(png, format="png", dpi=2 * DPI)
-    return picture(png.getvalue(), name, DPI * figure.get_figwidth())
+        axes.figure.savefig(png, format="png", dpi=2 * DPI)
+    return picture(png.getvalue(), name, DPI * axes.figure.get_figwidth())
 
 
 def images(log: EventAccumulator, *tags: str, reports: Sequence[int] = (-1,)) -> View:
@@ -81,52 +82,42 @@ def graph(log: EventAccumulator) -> View:
         name = nodes[name].input[0]
         (shape,) = nodes[name].attr["_output_shapes"].list.shape
         chain.append((name.split("/", 1)[1], "×".join(str(dim.size) for dim in shape.dim[1:])))
-    figure = Figure(figsize=(4.5, 0.4 * len(chain)))
-    axes = figure.add_axes((0, 0, 1, 1))
+    axes = Figure(figsize=(4.5, 0.4 * len(chain))).add_axes((0, 0, 1, 1))
     axes.axis("off")
     axes.set(xlim=(-1, 1), ylim=(0.5 - len(chain), 0.5))
     box = {"boxstyle": "round", "facecolor": "lightsteelblue"}
     for row, (label, shape) in enumerate(reversed(chain)):
         axes.text(0, -row, f"{label}  →  {shape}", ha="center", va="center", bbox=box)
-    return chart(figure, "graph")
+    return chart(axes, "graph")
 
 
 def scalars(log: EventAccumulator, *charts: list[str]) -> View:
     """SCALARS, CUSTOM SCALARS: a chart for each list of tags, with a curve for each tag."""
     views = []
     for tags in charts:
-        figure = Figure(figsize=(4.5, 3.2), layout="constrained")
-        axes = figure.subplots()
+        axes = Figure(figsize=(4.5, 3.2), layout="constrained").subplots()
         for tag in tags:
             points = log.Scalars(tag)
             axes.plot([p.step for p in points], [p.value for p in points], marker=".", label=tag)
         axes.set_xlabel("step")
         axes.legend()
         axes.grid(alpha=0.3)
-        views.append(chart(figure, ", ".join(tags)))
+        views.append(chart(axes, ", ".join(tags)))
     return View("".join(views))
 
 
 def pr_curves(log: EventAccumulator) -> View:
     """PR CURVES: precision over recall for each class, after the last epoch."""
-    plugins = {
-        tag: log.SummaryMetadata(tag).plugin_data.plugin_name for tag in log.Tags()["tensors"]
-    }
-    tags = [tag for tag, plugin in plugins.items() if plugin == "pr_curves"]
-    if not tags:
-        raise KeyError("pr curves")
-    figure = Figure(figsize=(6, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for tag in tags:
-        proto = log.Tensors(tag)[-1].tensor_proto
-        # Rows: TP, FP, TN, FN, precision, recall; a column for each threshold.
-        values = np.reshape(proto.float_val, [dim.size for dim in proto.tensor_shape.dim])
-        predicted = values[0] + values[1] > 0  # else there is no precision
-        axes.plot(values[5, predicted], values[4, predicted], label=tag.partition("pr curve/")[2])
+    axes = Figure(figsize=(6, 4.5), layout="constrained").subplots()
+    for tag in log.PluginTagToContent("pr_curves"):
+        # A value for each threshold.
+        tp, fp, _, _, precision, recall = make_ndarray(log.Tensors(tag)[-1].tensor_proto)
+        some = tp + fp > 0  # else there is no precision
+        axes.plot(recall[some], precision[some], label=tag.partition("pr curve/")[2])
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     name_classes(axes)
-    return chart(figure, "PR curves")
+    return chart(axes, "PR curves")
 
 
 def name_classes(axes: Axes) -> None:
@@ -143,8 +134,7 @@ def histograms(log: EventAccumulator, tags: list[str]) -> View:
     """HISTOGRAMS: a slice for each report, the newest in front."""
     views = []
     for tag in tags:
-        figure = Figure(figsize=(4.5, 3.5), layout="constrained")
-        axes = figure.subplots()
+        axes = Figure(figsize=(4.5, 3.5), layout="constrained").subplots()
         slices = log.Histograms(tag)
         highest = max(max(event.histogram_value.bucket) for event in slices)
         for depth, event in enumerate(slices):
@@ -154,7 +144,7 @@ def histograms(log: EventAccumulator, tags: list[str]) -> View:
             heights = base + np.array(histogram.bucket)
             axes.fill_between(histogram.bucket_limit, base, heights, **order)
         axes.set(title=tag, yticks=[])
-        views.append(chart(figure, tag))
+        views.append(chart(axes, tag))
     return View("".join(views))
 
 
@@ -162,8 +152,7 @@ def distributions(log: EventAccumulator, tags: list[str]) -> View:
     """DISTRIBUTIONS: the median of each report, and bands that hold 38, 68, 87 and 100 %."""
     views = []
     for tag in tags:
-        figure = Figure(figsize=(4.5, 3.2), layout="constrained")
-        axes = figure.subplots()
+        axes = Figure(figsize=(4.5, 3.2), layout="constrained").subplots()
         events = log.CompressedHistograms(tag)
         steps = [event.step for event in events]
         lines = np.array([[v for _, v in event.compressed_histogram_values] for event in events]).T
@@ -172,7 +161,7 @@ def distributions(log: EventAccumulator, tags: list[str]) -> View:
             axes.fill_between(steps, lines[band], lines[-1 - band], color="darkorange", alpha=0.25)
         axes.plot(steps, lines[middle], color="black")
         axes.set(title=tag, xlabel="step")
-        views.append(chart(figure, tag))
+        views.append(chart(axes, tag))
     return View("".join(views))
 
 
@@ -186,12 +175,11 @@ def projector(log: EventAccumulator) -> View:
     centred = features - features.mean(axis=0)
     _, _, directions = np.linalg.svd(centred, full_matrices=False)
     x, y = (centred @ directions[:2].T).T
-    figure = Figure(figsize=(6, 4.5), layout="constrained")
-    axes = figure.subplots()
+    axes = Figure(figsize=(6, 4.5), layout="constrained").subplots()
     for label in np.unique(labels):
         axes.scatter(x[labels == label], y[labels == label], s=8, label=label)
     name_classes(axes)
-    return chart(figure, "projector")
+    return chart(axes, "projector")
 
 
 def hparams(log_dir: str) -> View:
@@ -212,10 +200,9 @@ def hparams(log_dir: str) -> View:
             if tag in log.Tags()["scalars"]:
                 row[tag] = f"{log.Scalars(tag)[-1].value:.3f}"
         rows.append(row)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [names, ["---"] * len(names), *([row.get(name, "") for name in names] for row in rows)]
-    lines = [f"| {' | '.join(map(str, row))} |" for row in cells]
-    return View(markdown_to_safe_html("\n".join(lines)))
+    names = list(dict.fromkeys(["run", *(name for row in rows for name in row)]))
+    table = markdown_table([names, *([row.get(name, "") for name in names] for row in rows)])
+    return View(markdown_to_safe_html(table))
 
 
 def text(log: EventAccumulator, tag: str) -> View:

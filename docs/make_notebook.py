@@ -20,9 +20,8 @@ class Language(NamedTuple):
     """Where the words of a notebook come from, and those that stand here."""
 
     notebook: str
-    pages: tuple[str, str]
-    walk: str  # the titles of the two sections that it takes
-    after: str
+    walk: tuple[str, str]  # of each of the two sections that it takes: the page, and the title
+    after: tuple[str, str]
     title: str
     setup: str
     train: str
@@ -33,9 +32,8 @@ class Language(NamedTuple):
 
 ENGLISH = Language(
     notebook="train_cifar.ipynb",
-    pages=("README.md", "docs/reference.md"),
-    walk="The walk",
-    after="After the training",
+    walk=("README.md", "The walk"),
+    after=("docs/reference.md", "After the training"),
     title="""\
 # Training, seen in TensorBoard
 
@@ -82,9 +80,8 @@ which made the same calls report after report.""",
 
 CHINESE = Language(
     notebook="train_cifar.zh-CN.ipynb",
-    pages=("README.zh-CN.md", "docs/reference.zh-CN.md"),
-    walk="逐个视图看一遍",
-    after="训练之后",
+    walk=("README.zh-CN.md", "逐个视图看一遍"),
+    after=("docs/reference.zh-CN.md", "训练之后"),
     title="""\
 # 在 TensorBoard 里看懂训练过程
 
@@ -228,14 +225,13 @@ COMMENT = re.compile(r"<!-- .*? -->")
 LINK = re.compile(r"\]\(([^)]+)\)")
 
 
-def find_section(pages: dict[str, str], title: str) -> str:
-    """The section of this title on any of the pages, with its links as seen from the notebook."""
-    section = re.compile(rf"^## (?:\d+\. )?{title}\n.*?(?=^## |\Z)", re.M | re.S)
-    found = [(path, match[0]) for path, text in pages.items() for match in section.finditer(text)]
-    if len(found) != 1:
-        raise SystemExit(f"not one section {title!r} in {', '.join(pages)}: adapt make_notebook.py")
-    ((path, text),) = found
-    return LINK.sub(lambda link: f"]({urljoin(path, link[1])})", text)
+def find_section(page: str, title: str) -> str:
+    """The section of this title on a page, with its links as seen from the notebook."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    section = re.search(rf"^## (?:\d+\. )?{title}\n.*?(?=^## |\Z)", text, re.M | re.S)
+    if not section:
+        raise SystemExit(f"no section {title!r} in {page}: adapt make_notebook.py")
+    return LINK.sub(lambda link: f"]({urljoin(page, link[1])})", section[0])
 
 
 def section_cells(section: str) -> list[dict]:
@@ -246,8 +242,6 @@ def section_cells(section: str) -> list[dict]:
             continue  # an excerpt that runs as part of its program only
         cells.append(markdown(section[position : part.start()]))
         if part["picture"]:
-            if part["picture"] not in PICTURES:
-                raise SystemExit(f"nothing draws {part[0]}: add it to PICTURES")
             cells.append(code(f"# {part['alt']}\n{PICTURES[part['picture']]}"))
         elif part["code"]:
             cells.append(code(part["code"]))
@@ -271,9 +265,9 @@ def lines(text: str) -> list[str]:
     return text.strip("\n").splitlines(keepends=True)
 
 
-def make_notebook(language: Language, pages: dict[str, str]) -> str:
-    """The text of a notebook, from those of the pages by their paths."""
-    walk, *views = re.split(r"^(?=### )", find_section(pages, language.walk), flags=re.M)
+def make_notebook(language: Language) -> str:
+    """The text of a notebook, from its pages as they are today."""
+    walk, *views = re.split(r"^(?=### )", find_section(*language.walk), flags=re.M)
     cells = [
         *(markdown(language.title), markdown(language.setup), code(SETUP_CODE)),
         *(markdown(language.train), code(TRAIN_CODE)),
@@ -282,7 +276,7 @@ def make_notebook(language: Language, pages: dict[str, str]) -> str:
         *section_cells(walk),
         *(markdown(language.calls), code(CALLS_CODE)),
         *section_cells("".join(views)),
-        *section_cells(find_section(pages, language.after)),
+        *section_cells(find_section(*language.after)),
         code(TIME_CODE),
     ]
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -295,12 +289,7 @@ def make_notebook(language: Language, pages: dict[str, str]) -> str:
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
-def read_pages(language: Language) -> dict[str, str]:
-    """The pages of a language, by their paths."""
-    return {path: (ROOT / path).read_text(encoding="utf-8") for path in language.pages}
-
-
 if __name__ == "__main__":
     for language in (ENGLISH, CHINESE):
-        notebook = make_notebook(language, read_pages(language))
-        (ROOT / language.notebook).write_text(notebook, encoding="utf-8", newline="\n")
+        text = make_notebook(language)
+        (ROOT / language.notebook).write_text(text, encoding="utf-8", newline="\n")

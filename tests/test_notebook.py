@@ -17,40 +17,44 @@ from conftest import ROOT, read_events, read_scalars
 from nbclient import NotebookClient
 from PIL import Image
 
-LANGUAGES = [maker.ENGLISH, maker.CHINESE]
-languages = pytest.mark.parametrize("language", LANGUAGES, ids=["English", "Chinese"])
+notebooks = pytest.mark.parametrize("name", maker.SECTIONS)
+ENGLISH = "train_cifar.ipynb"
 
 
-def read_notebook(language: maker.Language) -> nbformat.NotebookNode:
-    return nbformat.read(ROOT / language.notebook, as_version=4)
+def read_notebook(name: str) -> nbformat.NotebookNode:
+    return nbformat.read(ROOT / name, as_version=4)
 
 
-def sources(language: maker.Language, kind: str) -> list[str]:
+def sources(name: str, kind: str) -> list[str]:
     """The text of all cells that are code, or Markdown."""
-    return [cell.source for cell in read_notebook(language).cells if cell.cell_type == kind]
+    return [cell.source for cell in read_notebook(name).cells if cell.cell_type == kind]
+
+
+SETUP, TRAIN, *_ = sources(ENGLISH, "code")
 
 
 # ---------------------------------------------------------------------------- made from the pages
 
 
-@languages
-def test_the_notebook_is_what_the_program_makes_of_the_pages(language):
-    made = maker.make_notebook(language)
-    text = (ROOT / language.notebook).read_text(encoding="utf-8")  # whatever git makes of its ends
+@notebooks
+def test_the_notebook_is_what_the_program_makes_of_the_pages(name):
+    text = (ROOT / name).read_text(encoding="utf-8")  # whatever git makes of its ends
+    made = maker.make_notebook(name)
     assert text == made, "python docs/make_notebook.py makes the notebooks anew"
-    nbformat.validate(read_notebook(language))
+    nbformat.validate(read_notebook(name))
 
 
-@languages
-def test_the_sections_stand_in_the_notebook_word_for_word(language):
+@notebooks
+def test_the_sections_stand_in_the_notebook_word_for_word(name):
     """Everything but pictures, comments and links, of which a notebook has its own."""
-    code, words = sources(language, "code"), "\n".join(sources(language, "markdown"))
+    code, words = sources(name, "code"), "\n".join(sources(name, "markdown"))
     known = {*without_targets("\n".join([*code, words])).splitlines(), "```python", "```"}
-    for section in (maker.find_section(*language.walk), maker.find_section(*language.after)):
+    walk, after = (maker.find_section(*section) for section in maker.SECTIONS[name])
+    for section in (walk, after):
         assert len(section.splitlines()) > 30
         text = re.sub(r"^!\[.*$", "", re.sub(r"<!--.*?-->", "", section), flags=re.M)
         assert [line for line in without_targets(text).splitlines() if line not in known] == []
-    captions = re.findall(r"^!\[(.+)\]", maker.find_section(*language.walk), re.M)
+    captions = re.findall(r"^!\[(.+)\]", walk, re.M)
     assert len(captions) == len(maker.PICTURES)
     first_lines = [source.splitlines()[0] for source in code]
     assert [line[2:] for line in first_lines if line.startswith("# ")] == captions
@@ -65,8 +69,8 @@ def without_targets(text: str) -> str:
 def test_both_languages_have_the_same_code():
     """But for the captions: so what runs in English runs in Chinese."""
     english, chinese = (
-        [re.sub("^# .*\n", "", source) for source in sources(language, "code")]
-        for language in LANGUAGES
+        [re.sub("^# .*\n", "", source) for source in sources(name, "code")]
+        for name in maker.SECTIONS
     )
     assert english == chinese
 
@@ -86,7 +90,7 @@ from tensorboard import manager
 
 (server,) = manager.get_all()
 print(server.port, urlopen(f"http://localhost:{server.port}/data/runs", timeout=60).read())"""
-KILLED = maker.TRAIN_CODE.replace(
+KILLED = TRAIN.replace(
     "train_cifar.py", "-c 'import os, sys; print(*sys.argv, flush=True); os.kill(os.getpid(), 9)'"
 )
 
@@ -116,9 +120,9 @@ def folder(image_folder, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def executed(folder, tmp_path_factory) -> dict[str, list[nbformat.NotebookNode]]:
     """The outputs of each cell of code, and of two more at the end of the notebook."""
-    notebook = read_notebook(maker.ENGLISH)
+    notebook = read_notebook(ENGLISH)
     for cell in notebook.cells:
-        if cell.source == maker.TRAIN_CODE:
+        if cell.source == TRAIN:
             shorter = "--batch-size 8 --epochs 2 --report-every 40"
             cell.source = replace(cell.source, "--batch-size 64", shorter)
     killed = {"tags": ["raises-exception"]}
@@ -158,7 +162,7 @@ def test_the_training_the_program_and_the_snippets_have_run(executed, folder):
     failed = [code for code, outputs in executed.items() for out in outputs if "ename" in out]
     assert failed == [KILLED]
     # So a PyTorch that a service has is left alone: the first cell has called no pip.
-    assert executed[maker.SETUP_CODE] == []
+    assert executed[SETUP] == []
     tests = read_scalars(folder / "runs" / "first")["test/accuracy"]
     assert tests[-1][1] > 0.9  # the pictures are those of a net that has learned something
     assert {"predictions vs. actuals", "training loss"} < {*read_events(folder / "runs" / "short")}
@@ -200,7 +204,7 @@ def test_the_first_cell_installs_missing_packages_only_and_needs_its_files(tmp_p
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", os.environ["PATH"])
     monkeypatch.setattr(sys, "path", [*sys.path])
-    first_cell = compile(maker.SETUP_CODE, "first cell", "exec")
+    first_cell = compile(SETUP, "first cell", "exec")
     requirements = tmp_path / "requirements.txt"
     requirements.write_text("torch>=99\n")  # an older one that is there stays
     with pytest.raises(FileNotFoundError, match="no train_cifar.py in .*whole folder"):

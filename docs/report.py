@@ -12,7 +12,6 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from html import escape
@@ -28,7 +27,6 @@ import notebook_views as views  # noqa: E402
 from support.checkpoint import load_checkpoint  # noqa: E402
 from support.errors import InputError  # noqa: E402
 
-README = ROOT / "README.md"
 CAPTION = re.compile(r"^!\[(.+)\]\(screenshots/result_(\w+)\.png\)$", re.M)
 WHY_MISSING = (
     "A run that has not ended lacks some views, and one made with "
@@ -60,9 +58,7 @@ td:first-child {{ min-width: 6em }}
 """
 
 
-def draw_sections(
-    log: EventAccumulator, run_dir: Path, part: str
-) -> list[tuple[str, str, Callable[[], views.View]]]:
+def draw_sections(log: EventAccumulator, run_dir: Path, part: str) -> list[tuple]:
     """Each section's heading, its caption or the README's picture that has it, and what draws it.
 
     `part` says on which images the run was evaluated: "test" or "validation".
@@ -93,18 +89,12 @@ def settings(log: EventAccumulator, run_dir: Path) -> views.View:
     """The table of settings; of a run that logged none, the command that its checkpoint gives."""
     with contextlib.suppress(KeyError):
         return views.text(log, "settings")
-    try:
-        saved = load_checkpoint(run_dir)["settings"]
-    except InputError as error:
-        raise KeyError("settings") from error
     words = ["python", "train_cifar.py"]
-    for name, value in saved.items():
+    for name, value in load_checkpoint(run_dir)["settings"].items():
         flag = f"--{name}".replace("_", "-")
-        if value is True:
-            words.append(flag)
-        elif value is not None and value is not False:
-            items = value if isinstance(value, list) else [value]
-            words += [word for item in items for word in (flag, str(item))]
+        for item in value if isinstance(value, list) else [value]:
+            if item is not None and item is not False:
+                words += [flag] if item is True else [flag, str(item)]
     return views.View(f"<p><code>{escape(shlex.join(words))}</code></p>")
 
 
@@ -129,12 +119,13 @@ def write_report(run_dir: Path) -> Path:
     """
     log = views.read_run(str(run_dir))
     part = "validation" if "validation/loss" in log.Tags()["scalars"] else "test"
-    captions = {name: caption for caption, name in CAPTION.findall(README.read_text("utf-8"))}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    captions = {name: caption for caption, name in CAPTION.findall(readme)}
     body, missing = [], []
     for heading, caption, draw in draw_sections(log, run_dir, part):
         try:
             view = draw()
-        except KeyError:
+        except (KeyError, InputError):  # not logged; no checkpoint
             missing.append(heading)
             continue
         caption = escape(captions.get(caption, caption).replace("test", part))

@@ -7,6 +7,7 @@ import shutil
 from base64 import b64decode
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import notebook_views as views
 import numpy as np
@@ -22,26 +23,14 @@ import train_cifar
 import viz
 
 
-@pytest.fixture
-def draw(monkeypatch) -> Callable[..., list[Axes]]:
-    """Draw a view of a run; returns what is on it, a chart for each figure."""
-
-    def draw(view: Callable, run_dir: Path, *args) -> list[Axes]:
-        charts, chart = [], views.chart
-
-        def keep(figure, name):
-            charts.extend(figure.axes)
-            return chart(figure, name)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(views, "chart", keep)
-            view(views.read_run(str(run_dir)), *args)
-        return charts
-
-    return draw
+def draw(view: Callable, run_dir: Path, *args) -> list[Axes]:
+    """Draw a view of a run; returns what is on it, the axes of each chart."""
+    with mock.patch.object(views, "chart", return_value="") as chart:
+        view(views.read_run(str(run_dir)), *args)
+    return [call.args[0] for call in chart.call_args_list]
 
 
-def test_a_chart_has_the_points_that_were_logged(draw, tiny_run):
+def test_a_chart_has_the_points_that_were_logged(tiny_run):
     tags = [["training loss", "test/loss"], ["test/accuracy"]]
     charts = draw(views.scalars, tiny_run, *tags)
     assert [[line.get_label() for line in chart.lines] for chart in charts] == tags
@@ -52,14 +41,12 @@ def test_a_chart_has_the_points_that_were_logged(draw, tiny_run):
 
 
 def test_a_picture_is_the_one_that_was_logged(tiny_run):
-    logged = read_events(tiny_run)["predictions vs. actuals"]
-    assert len(logged) > 2
-    log = views.read_run(str(tiny_run))
-    view = views.images(log, "predictions vs. actuals", reports=(0, -1))
-    expected = [value.tensor.string_val[2] for _, value in (logged[0], logged[-1])]
-    assert pictures(view) == expected
-    steps = re.findall("<em>predictions vs. actuals</em>, step (.+?)<", view)
-    assert steps == [str(step) for step, _ in (logged[0], logged[-1])]
+    tag = "predictions vs. actuals"
+    first, *between, last = read_events(tiny_run)[tag]
+    assert between
+    view = views.images(views.read_run(str(tiny_run)), tag, reports=(0, -1))
+    assert pictures(view) == [value.tensor.string_val[2] for _, value in (first, last)]
+    assert re.findall(f"<em>{tag}</em>, step (.+?)<", view) == [str(first[0]), str(last[0])]
 
 
 def pictures(page: str) -> list[bytes]:
@@ -67,7 +54,7 @@ def pictures(page: str) -> list[bytes]:
     return [*map(b64decode, re.findall(r'src="data:image/png;base64,(.*?)"', page))]
 
 
-def test_pr_curves_are_those_of_the_last_epoch(draw, tiny_run):
+def test_pr_curves_are_those_of_the_last_epoch(tiny_run):
     (chart,) = draw(views.pr_curves, tiny_run)
     assert [line.get_label() for line in chart.lines] == CLASSES
     events = read_events(tiny_run)
@@ -80,7 +67,7 @@ def test_pr_curves_are_those_of_the_last_epoch(draw, tiny_run):
         assert line.get_ydata() == pytest.approx(precision, abs=1e-6)
 
 
-def test_the_graph_has_the_layers_in_order_and_their_shapes(draw, tiny_run):
+def test_the_graph_has_the_layers_in_order_and_their_shapes(tiny_run):
     (chart,) = draw(views.graph, tiny_run)
     texts = {-text.get_position()[1]: text.get_text() for text in chart.texts}
     in_order = [texts[row] for row in sorted(texts)]
@@ -90,7 +77,7 @@ def test_the_graph_has_the_layers_in_order_and_their_shapes(draw, tiny_run):
     assert all(re.match(f"{e}$", text) for e, text in zip(expected, layers, strict=True))
 
 
-def test_histograms_and_distributions_have_a_slice_for_each_report(draw, tiny_run):
+def test_histograms_and_distributions_have_a_slice_for_each_report(tiny_run):
     """The newest slice lies lowest and in front."""
     tags, events = ["weights/conv1.weight", "gradients/fc3.weight"], read_events(tiny_run)
     histograms = draw(views.histograms, tiny_run, tags)
@@ -108,7 +95,7 @@ def test_histograms_and_distributions_have_a_slice_for_each_report(draw, tiny_ru
         assert lowest < median[:, 1].min() and median[:, 1].max() < highest
 
 
-def test_the_projector_has_every_test_image_by_its_label(draw, tiny_run):
+def test_the_projector_has_every_test_image_by_its_label(tiny_run):
     (chart,) = draw(views.projector, tiny_run)
     counts = {c.get_label(): len(c.get_offsets()) for c in chart.collections}
     assert counts == dict.fromkeys(CLASSES, TEST_IMAGES)
@@ -118,6 +105,7 @@ def test_the_projector_has_every_test_image_by_its_label(draw, tiny_run):
 
 
 def test_the_table_of_runs_has_their_settings_and_results(tiny_run, tmp_path):
+    assert cells(views.hparams(str(tmp_path))) == [["run"]]
     shutil.copytree(tiny_run, tmp_path / "tiny")
     with SummaryWriter(tmp_path / "other") as writer:  # of a program that logs no settings
         writer.add_scalar("test/accuracy", 0.5, 1)
@@ -147,14 +135,9 @@ def headings(page: str) -> list[str]:
     return re.findall("<h2>(.*?)</h2>", page)
 
 
-def missing(page: str) -> list[str]:
-    found = re.search("<strong>Missing</strong>: (.*?)[.] ", page)
-    return found[1].split(", ") if found else []
-
-
 def test_the_page_has_every_view_of_the_run_and_can_be_mailed(tiny_run, tmp_path):
     page, logged = write(shutil.copytree(tiny_run, tmp_path / "tiny")), read_events(tiny_run)
-    assert missing(page) == [] and len(headings(page)) == 16
+    assert len(headings(page)) == 16 and "Missing" not in page
     last = {"images": [], "text": []}
     for values in logged.values():
         _, value = values[-1]
@@ -177,37 +160,30 @@ def test_the_page_has_every_view_of_the_run_and_can_be_mailed(tiny_run, tmp_path
 
 
 def test_what_the_notes_views_lack_is_said(image_folder, tmp_path):
-    text = write(run_tiny(image_folder, tmp_path / "runs", "--views", "notes", "--augment"))
+    flags = ("--views", "notes", "--augment", "--epochs", 1)
+    text = write(run_tiny(image_folder, tmp_path / "runs", *flags))
     expected = "Curves, Predictions, PR curves, Training images, Graph, Settings"
     assert headings(text) == expected.split(", ")
-    assert len(missing(text)) == 10
+    missing = re.search("<strong>Missing</strong>: (.*?)[.] ", text)[1].split(", ")
+    assert len(missing) == 10 and {"Per class", "Projector", "Time"} < {*missing}
     command = html.unescape(re.search("<code>(python .*?)</code>", text)[1])
     again = train_cifar.parse_args(shlex.split(command)[2:])
     assert again.augment and again.lr == 0.02 and again.data == str(image_folder)
 
 
-def test_what_an_unfinished_run_lacks_is_said(tmp_path):
-    """As if it had been stopped in its first epoch: only what it shows at its start."""
-    with SummaryWriter(tmp_path / "stopped") as writer:
-        viz.add_test_scalars(writer, 2.3, 0.1, 0)
-        viz.add_training_loss(writer, 2.2, 5)
-        viz.add_table(writer, "settings", [("setting", "value"), ("lr", 0.02)])
-    text = write(tmp_path / "stopped")
-    assert headings(text) == ["Curves", "Settings"]
-    assert {"Per class", "Projector", "Graph"} < {*missing(text)}
-
-
-def test_a_run_with_validation_shows_its_validation(draw, tmp_path):
+def test_a_run_that_has_only_begun_shows_its_validation(tmp_path):
     with SummaryWriter(tmp_path) as writer:
         for tag in ("training loss", "validation/loss", "validation/accuracy"):
             writer.add_scalar(tag, 0.25, 9)
         writer.add_scalar("test/accuracy", 0.125, 10)
+        writer.flush()
+        text = write(tmp_path)
         viz.add_pr_curves(writer, torch.eye(2), torch.arange(2), ["a", "b"], 9, "validation")
-    (chart,) = draw(views.pr_curves, tmp_path)
-    assert [line.get_label() for line in chart.lines] == ["a", "b"]
-    text = write(tmp_path)
+    assert headings(text) == ["Curves"]
     assert "Training loss, validation loss and validation accuracy" in text
     assert "validation accuracy 25.0%" in text and "test accuracy 12.5%" in text
+    (chart,) = draw(views.pr_curves, tmp_path)
+    assert [line.get_label() for line in chart.lines] == ["a", "b"]
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path, capsys):

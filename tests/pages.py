@@ -5,13 +5,11 @@ soon as its file is there.
 """
 
 import argparse
-import ast
 import functools
 import re
 import runpy
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,11 +18,11 @@ import figures
 import pytest
 from conftest import ROOT
 from tensorboard import default as tensorboard_default
-from tensorboard import load_ipython_extension
 from tensorboard import program as tensorboard_program
 from tensorboard.plugins.core.core_plugin import DEFAULT_PORT
 from torch.distributed.run import get_args_parser as torchrun_parser
 
+import viz
 from support.errors import InputError
 from train_cifar import parse_args
 
@@ -39,14 +37,13 @@ LOOPS = [  # of bash, and of PowerShell
     re.compile(r"foreach \(\$(\w+) in ([\d., ]+)\) \{ (.+) \}"),
 ]
 BLOCK = re.compile(
-    r"^(?:<!-- (?P<marker>runs|runs alone|runs after first) -->\n)?"
-    r"```(?P<language>.*)\n(?P<code>(?s:.*?))^```$",
-    re.M,
+    r"^(?:<!-- (runs|runs alone|runs after first) -->\n)?```(.*)\n((?s:.*?))^```$", re.M
 )
-HEADING = re.compile(r"^(#+) (?:(\d+(?:\.\d+)?)\.? )?(.+)$", re.M)
+HEADING = re.compile(r"^(#+) (.+)$", re.M)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
 COMMENT = re.compile(r"<!-- (.*?) -->")
+TABLE = re.compile(r"(?:^\|.*\n)+", re.M)
 
 
 # ------------------------------------------------------------------------------- what is on a page
@@ -67,42 +64,34 @@ class Page:
         self.name = name  # its path from the root of the project
         self.is_chinese = name.endswith(".zh-CN.md")
         self.text = (ROOT / name).read_text(encoding="utf-8")
-        self.blocks = [
-            Block(found["marker"] or "", found["language"], found["code"])
-            for found in BLOCK.finditer(self.text)
-        ]
+        self.blocks = [Block(*groups) for groups in BLOCK.findall(self.text)]
         self.prose = BLOCK.sub("", self.text)
-        self.headings = HEADING.findall(self.prose)  # (signs, number, title)
+        self.headings = HEADING.findall(self.prose)  # (signs, title with its number)
         self.figures = figures.FIGURE.findall(self.prose)
         links = LINK.findall(CODE.sub("", self.prose))
         self.pictures = [(alt, target) for picture, alt, target in links if picture]
         self.links = [target for picture, _, target in links if not picture]
         self.codes = CODE.findall(self.prose)
-        self.tables = list(read_tables(self.prose))
+        self.tables = [read_table(text) for text in TABLE.findall(self.prose)]
 
     def path(self, target: str) -> Path:
         """Where a link or picture of this page leads."""
         return (ROOT / self.name).parent / target
 
-    def titles(self) -> list[str]:
-        """The headings as text, their numbers included."""
-        return re.findall(r"^#+ (.+)$", self.prose, re.M)
+    def anchors(self) -> set[str]:
+        """GitHub's anchors of the headings: small letters, no punctuation, hyphens for spaces."""
+        titles = (re.sub(r"[^\w\- ]", "", title.lower()) for _, title in self.headings)
+        return {title.replace(" ", "-") for title in titles}
 
 
 read_page = functools.cache(Page)  # each page is taken apart once
 
 
-def read_tables(prose: str) -> Iterator[list[list[str]]]:
-    """The tables of a text, as rows of cells, heading first: lines that begin with a bar."""
-    rows = []
-    for line in [*prose.splitlines(), ""]:
-        if line.startswith("|"):
-            cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]]
-            if not all(re.fullmatch(r":?-+:?", cell) for cell in cells):
-                rows.append(cells)
-        elif rows:
-            yield rows
-            rows = []
+def read_table(text: str) -> list[list[str]]:
+    """Its rows of cells, heading first."""
+    lines = [re.split(r"(?<!\\)\|", line.strip())[1:-1] for line in text.splitlines()]
+    heading, _rule, *rows = [[cell.strip() for cell in cells] for cells in lines]
+    return [heading, *rows]
 
 
 def find_table(pages: list[Page], code: str) -> list[list[str]]:
@@ -112,16 +101,13 @@ def find_table(pages: list[Page], code: str) -> list[list[str]]:
     return found[1:]
 
 
-def anchor(title: str) -> str:
-    """GitHub's anchor of a heading: small letters, no punctuation, hyphens for spaces."""
-    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+DRAWN = "image_grid batch predictions confusion_matrix mistakes filters feature_maps projector"
 
 
-def anchors(titles: Iterable[str]) -> set[str]:
-    """GitHub's anchors of all headings of a page; of equal ones it numbers the later."""
-    names = [anchor(title) for title in titles]
-    before = [names[:index].count(name) for index, name in enumerate(names)]
-    return {f"{name}-{n}" if n else name for name, n in zip(names, before, strict=True)}
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Have runs without pictures and graph, which take most of the time of a small one."""
+    for view in (*DRAWN.split(), "net_graph"):
+        patch.setattr(viz, f"add_{view}", lambda *_, **__: None)
 
 
 @functools.cache
@@ -133,9 +119,8 @@ def sources() -> dict[str, str]:
 @functools.cache
 def defined() -> dict[str, set[str]]:
     """The functions and classes at the top level of each source file."""
-    kinds = ast.FunctionDef | ast.ClassDef
     return {
-        name: {node.name for node in ast.parse(source).body if isinstance(node, kinds)}
+        name: set(re.findall(r"^(?:def|class) (\w+)", source, re.M))
         for name, source in sources().items()
     }
 
@@ -156,6 +141,13 @@ FIXED = {  # commands that take no arguments of the reader's
 }
 
 
+def tensorboard_flags(words: list[str]) -> argparse.Namespace:
+    """What TensorBoard makes of its flags, among them those of its plugins."""
+    program = tensorboard_program.TensorBoard(tensorboard_default.get_plugins())
+    program.configure(["tensorboard", *words])
+    return program.flags
+
+
 class Parsed(BaseException):
     """Ends a script as soon as it has read its command line."""
 
@@ -163,16 +155,13 @@ class Parsed(BaseException):
 class Reader:
     """Reads the commands of pages one after the other, each by the parser of its program."""
 
-    def __init__(self, monkeypatch):
-        self.monkeypatch = monkeypatch
+    def __init__(self):
         self.runs: set[str] = set()  # made by the commands so far
         self.programs = {
             "pip": self.pip,
             "python": self.python,
             "torchrun": self.torchrun,
-            "tensorboard": self.tensorboard,
-            "%tensorboard": self.tensorboard,
-            "%load_ext": self.load_ext,
+            "tensorboard": tensorboard_flags,
         }
 
     def is_command(self, code: str) -> bool:
@@ -190,26 +179,13 @@ class Reader:
                 return
         for command in line.split(" && "):
             if command not in FIXED:
-                self.read(self.split(command), line)
-
-    def split(self, command: str) -> list[str]:
-        """The words of a command as a shell splits them."""
-        lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
-        lexer.commenters = ""
-        lexer.wordchars += "%:@=,"
-        words = list(lexer)
-        unknown = [word for word in words if set(word.replace(">=", "")) & set("();<>|&")]
-        assert unknown == [], f"{command}: not checked"
-        return words
-
-    def read(self, words: list[str], line: str) -> None:
-        """Check one command; fails if its program or its arguments are unknown."""
-        program, *arguments = words
-        assert program in self.programs, f"{line}: nobody checks {program!r}"
-        try:
-            self.programs[program](arguments)
-        except (SystemExit, InputError):
-            pytest.fail(f"{line}: refused by the parser of {program} (see the captured output)")
+                assert not re.search("[();<>|&]", re.sub('".*?"', "", command)), line
+                program, *arguments = shlex.split(command)
+                assert program in self.programs, f"{line}: nobody checks {program!r}"
+                try:
+                    self.programs[program](arguments)
+                except (SystemExit, InputError):
+                    pytest.fail(f"{line}: refused by {program} (see the captured output)")
 
     def pip(self, words: list[str]) -> None:
         """Its files exist, and its packages are among the requirements."""
@@ -230,7 +206,7 @@ class Reader:
         """A script of ours, TensorBoard, or the tests."""
         script, *arguments = words
         if words[:2] == ["-m", "tensorboard.main"]:
-            self.tensorboard(words[2:])
+            tensorboard_flags(words[2:])
         elif script == "train_cifar.py":
             self.train(arguments)
         elif script == "docs/bugs.py":
@@ -259,7 +235,7 @@ class Reader:
         def parse_and_stop(*args, **kwargs):
             raise Parsed(parse(*args, **kwargs))
 
-        with self.monkeypatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
             patch.setattr(sys, "argv", [path, *words])
             patch.setattr(sys, "path", [str((ROOT / path).parent), *sys.path])
@@ -273,13 +249,3 @@ class Reader:
         assert args.training_script == "train_cifar.py"
         batch_size = self.train(args.training_script_args).batch_size
         assert batch_size % (int(args.nproc_per_node) * int(args.nnodes.split(":")[0])) == 0
-
-    def tensorboard(self, words: list[str]) -> argparse.Namespace:
-        """What TensorBoard makes of its flags, among them those of its plugins."""
-        program = tensorboard_program.TensorBoard(tensorboard_default.get_plugins())
-        program.configure(["tensorboard", *words])
-        return program.flags
-
-    def load_ext(self, words: list[str]) -> None:
-        """The package has what a notebook asks for."""
-        assert words == ["tensorboard"] and callable(load_ipython_extension)

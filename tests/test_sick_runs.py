@@ -11,69 +11,52 @@ import figures
 import numpy as np
 import pytest
 import sick_runs
-from conftest import ROOT, read_scalars, run_tiny
-from pages import CODE, Page, find_table, read_page
+from conftest import ROOT, call_main, read_scalars, run_tiny, settings
+from pages import CODE, draw_nothing, find_table, read_page
 from PIL import Image
 
-import train_cifar
 import viz
 
-ENGLISH, CHINESE = "docs/sick-runs.md", "docs/sick-runs.zh-CN.md"
-
-
-@pytest.fixture(params=[ENGLISH, CHINESE])
-def page(request) -> Page:
-    """The page in each language."""
-    return read_page(request.param)
-
-
-@pytest.fixture(scope="module")
-def results() -> dict:
-    """What `python benchmarks/sick_runs.py --data FOLDER --write` measured."""
-    return json.loads(sick_runs.RESULTS.read_text(encoding="utf-8"))
+RESULTS = json.loads(sick_runs.RESULTS.read_text(encoding="utf-8"))
 
 
 # ----------------------------------------------------------------------------- commands and figures
 
 
-def test_the_page_prints_the_commands_that_are_measured(page, results):
+@pytest.mark.parametrize("name", ["docs/sick-runs.md", "docs/sick-runs.zh-CN.md"])
+def test_the_page_is_about_the_runs_that_were_measured(name):
+    page = read_page(name)
     code = "".join(block.code for block in page.blocks)
+    assert RESULTS["runs"] == sick_runs.RUNS
     assert re.findall("^python train_cifar.py .*", code, re.M) == [
         f"python train_cifar.py {settings} --run-name {name}"
         for name, settings in (sick_runs.RUNS | {"by-heart": sick_runs.BY_HEART}).items()
     ]
-    assert results["runs"] == sick_runs.RUNS
-
-
-def test_what_the_program_says_is_quoted_word_for_word(page, results):
     (quoted,) = (block.code for block in page.blocks if block.language == "text")
-    assert quoted == results["photographs"]["exploding"]["0"]["said"]
+    assert quoted == RESULTS["photographs"]["exploding"]["0"]["said"]
+    for (first, *cells), run in zip(find_table([page], "too-low"), sick_runs.RUNS, strict=True):
+        assert CODE.findall(first) == [run]
+        paths = [path for cell in cells for _, _, path in figures.FIGURE.findall(cell)]
+        assert paths and all(path.split(".")[1] == run for path in paths), run
 
 
 @pytest.mark.parametrize("kind", ["photographs", "shapes"])
-def test_all_was_measured_and_every_sign_was_seen_more_often_than_not(results, kind):
-    seeds = results[kind]["seeds"]
+def test_all_was_measured_and_every_sign_was_seen_more_often_than_not(kind):
+    seeds = RESULTS[kind]["seeds"]
     for name in sick_runs.RUNS:
-        measured = results[kind][name]
+        measured = RESULTS[kind][name]
         assert measured["runs"] == seeds >= 3
         assert measured["seen"] > seeds / 2, name
-
-
-def test_the_table_has_every_run_with_its_own_figures(page):
-    rows = find_table([page], "too-low")
-    assert [CODE.findall(name) for name, *_ in rows] == [[name] for name in sick_runs.RUNS]
-    for (name, *cells), run in zip(rows, sick_runs.RUNS, strict=True):
-        paths = [path for cell in cells for _, _, path in figures.FIGURE.findall(cell)]
-        assert paths and all(path.split(".")[1] == run for path in paths), name
 
 
 # ------------------------------------------------------------------------- signs in small real runs
 
 TINY = {  # name: settings that make a run on the tiny images sick in the same way
-    "dead": "--lr 1",
+    "dead": "--lr 1 --epochs 1",
     "overfit": "--wrong-labels 0.5 --train-images 10 --batch-size 1 --epochs 10",
     "wrong-labels": "--wrong-labels 0.3 --epochs 3",
 }
+EXPLODING = {"after its first report": "--lr 1e6 --report-every 8", "before it": "--lr 1e9"}
 
 
 @pytest.fixture(scope="module")
@@ -81,43 +64,37 @@ def log_dir(image_folder, tiny_run, tmp_path_factory) -> Path:
     """A folder with a small run for each entry of TINY, and a healthy one."""
     log_dir = tmp_path_factory.mktemp("sick")
     shutil.copytree(tiny_run, log_dir / "healthy")
-    for name, settings in TINY.items():
-        run_tiny(image_folder, log_dir, "--run-name", name, *settings.split())
+    with pytest.MonkeyPatch.context() as patch:
+        for name, words in TINY.items():
+            run_tiny(image_folder, log_dir, "--run-name", name, *words.split())
+            draw_nothing(patch)  # of those after the first one, which is pictured below
     return log_dir
 
 
-def test_figures_of_a_run_are_those_of_its_event_file(log_dir):
+def test_figures_and_signs_are_those_of_the_run(log_dir):
     scalars = read_scalars(log_dir / "healthy")
-    found = sick_runs.figures(log_dir / "healthy")
-    assert (found["steps"], found["training_loss"]) == scalars["training loss"][-1]
-    assert found["test_accuracy"] == scalars["test/accuracy"][-1][1]
-    assert found["lowest_test_loss"] == min(loss for _, loss in scalars["test/loss"])
-    assert found["lowest_test_loss_epoch"] == 2
-    assert 0 < found["conv1_gradient"] < found["gradient_norm"]
-
-
-def test_signs_are_seen_in_the_sick_run_and_not_in_the_healthy_one(log_dir):
     healthy = sick_runs.figures(log_dir / "healthy")
+    assert (healthy["steps"], healthy["training_loss"]) == scalars["training loss"][-1]
+    assert healthy["test_accuracy"] == scalars["test/accuracy"][-1][1]
+    assert healthy["lowest_test_loss"] == min(loss for _, loss in scalars["test/loss"])
+    assert healthy["lowest_test_loss_epoch"] == 2
+    assert 0 < healthy["conv1_gradient"] < healthy["gradient_norm"]
     for name in ("dead", "overfit"):
         assert sick_runs.SIGNS[name](sick_runs.figures(log_dir / name), healthy), name
         assert not sick_runs.SIGNS[name](healthy, healthy), name
 
 
-@pytest.mark.parametrize("when", ["before its first report", "after it"])
-def test_an_exploding_run_is_stopped(when, image_folder, tmp_path, capsys):
-    words = ["--data", str(image_folder), "--log-dir", str(tmp_path), "--run-name", "exploding"]
-    early = when == "before its first report"
-    words += ["--lr", "1e9"] if early else "--lr 1e6 --batch-size 8 --report-every 8".split()
-    assert train_cifar.main(words) == 1
-    assert "the loss became nan" in capsys.readouterr().err
-    found = sick_runs.figures(tmp_path / "exploding")
-    if early:  # it has shown no sign
-        assert found == {}
-        healthy = {"test_accuracy": 0.5}
-        assert not [name for name in sick_runs.SIGNS if sick_runs.is_seen(name, found, healthy)]
-    else:
-        assert sick_runs.SIGNS["exploding"](found, {})
-        assert found["loss_digits"] == len(str(int(found["highest_training_loss"])))
+def test_an_exploding_run_is_stopped(image_folder, tmp_path, monkeypatch, capsys):
+    draw_nothing(monkeypatch)
+    for name, words in EXPLODING.items():
+        status = call_main(*settings(image_folder, tmp_path, "--run-name", name, *words.split()))
+        assert status == 1 and "the loss became nan" in capsys.readouterr().err
+    found = sick_runs.figures(tmp_path / "after its first report")
+    assert sick_runs.SIGNS["exploding"](found, {})
+    assert found["loss_digits"] == len(str(int(found["highest_training_loss"])))
+    assert sick_runs.figures(tmp_path / "before it") == {}
+    healthy = {"test_accuracy": 0.5}
+    assert not [name for name in sick_runs.SIGNS if sick_runs.is_seen(name, {}, healthy)]
 
 
 def test_the_surest_mistakes_are_those_of_the_labels(log_dir):
@@ -129,14 +106,12 @@ def test_the_surest_mistakes_are_those_of_the_labels(log_dir):
     assert right["mislabelled_of_8_mistakes"] == right["mislabelled_of_16_images"] == 0
 
 
-def test_signs_failures_and_ranges_are_counted_over_the_seeds(monkeypatch):
-    monkeypatch.setattr(sick_runs, "RUNS", {name: "" for name in ("healthy", "overfit")})
+def test_signs_failures_and_ranges_are_counted_over_the_seeds():
     measured = {}
     for name, lowest in (("healthy", 1.0), ("overfit", 0.9)):
         for seed in range(4):
-            losses = {"test_loss": 1.0 + seed, "lowest_test_loss": lowest}
-            ended = {"status": seed % 2, "said": ""}
-            measured[f"shapes {name} {seed}"] = losses | ended
+            found = {"test_loss": 1.0 + seed, "lowest_test_loss": lowest, "said": ""}
+            measured[f"shapes {name} {seed}"] = found | {"status": seed % 2}
     results = sick_runs.summarise(measured)
     healthy, overfit = (results["shapes"][name] for name in ("healthy", "overfit"))
     assert (healthy["seen"], overfit["seen"]) == (1, 3)
@@ -157,12 +132,12 @@ def test_event_files_are_kept_of_the_pictured_runs_only(tmp_path):
     assert found["shapes dead 2"].args == ("dead", "shapes", 2, tmp_path / "shapes/seed-2", False)
 
 
-@pytest.mark.parametrize("status", [2, -15])
-def test_a_run_that_is_refused_or_killed_ends_the_measurement(monkeypatch, tmp_path, status):
-    done = subprocess.CompletedProcess([], status, "", "why\n")
-    monkeypatch.setattr(sick_runs.subprocess, "run", lambda *_, **__: done)
-    with pytest.raises(SystemExit, match=f"dead: ended with status {status}: why"):
-        sick_runs.run("dead", "shapes", 0, tmp_path)
+def test_a_run_that_is_refused_or_killed_ends_the_measurement(monkeypatch, tmp_path):
+    for status in (2, -15):
+        done = subprocess.CompletedProcess([], status, "", "why\n")
+        monkeypatch.setattr(sick_runs.subprocess, "run", lambda *_, done=done, **__: done)
+        with pytest.raises(SystemExit, match=f"dead: ended with status {status}: why"):
+            sick_runs.run("dead", "shapes", 0, tmp_path)
 
 
 # ----------------------------------------------------------------------------- signs in TensorBoard
@@ -193,11 +168,6 @@ def heights(path) -> list[float]:
     return [float(y) for y in re.findall(r"[ML][^,]+,([^LM]+)", path.get_attribute("d"))]
 
 
-def test_the_pictures_are_those_of_the_page(capture):
-    files = ROOT.glob("screenshots/*/*.png")
-    assert {*capture.COMPARISONS} == {f"{path.parent.name}/{path.stem}" for path in files}
-
-
 def test_the_test_loss_of_an_overfit_run_ends_above_its_lowest_point(capture, tab, url):
     (names,), (cards,) = capture.charts(tab, url, "overfit", "training loss|test/loss")
     assert "overfit" in " ".join(names.all_inner_texts())
@@ -213,8 +183,7 @@ def test_the_gradients_of_a_dead_run_are_a_needle(capture, tab, url):
     cards = capture.histograms_of(tab, url, "dead|healthy", "gradients/conv1.weight")
     wide = {}
     for name in ("dead", "healthy"):
-        last = cards.filter(has_text=name).locator("g.histogram path").last
-        points = heights(last)
+        points = heights(cards.filter(has_text=name).locator("g.histogram path").last)
         wide[name] = sum(y < max(points) for y in points)
     assert wide["dead"] == 1 and wide["healthy"] > 5
 
@@ -238,7 +207,9 @@ def test_every_run_is_a_row_and_a_line(capture, tab, url):
     assert plot.locator(".foreground path").count() == 1 + len(TINY)
 
 
-def test_a_picture_needs_its_own_runs_only(capture, log_dir, tmp_path, capsys):
+def test_pictures_are_those_of_the_pages_and_need_their_own_runs_only(
+    capture, log_dir, tmp_path, capsys
+):
     for folder, only, runs in (
         (tmp_path / "none", [], "augmented, big-batch"),
         (log_dir, ["--only", "sick/restless_loss"], "healthy, restless, restless-cured:"),
@@ -250,3 +221,5 @@ def test_a_picture_needs_its_own_runs_only(capture, log_dir, tmp_path, capsys):
         assert {path.name for path in folder.iterdir()} == {"dead", "healthy"}
     assert not folder.exists()
     assert capture.SICK.split("|") == list(sick_runs.RUNS)
+    files = ROOT.glob("screenshots/*/*.png")
+    assert {*capture.COMPARISONS} == {f"{path.parent.name}/{path.stem}" for path in files}

@@ -115,9 +115,6 @@ def test_a_signal_saves_and_says_how_to_go_on(
     assert command == f"  python train_cifar.py --resume '{run_dir}'"
     assert "Traceback" not in finished.output
     assert progress_of(run_dir)["step"] == step
-    shown, expected = (in_python_loader(open_run(path)) for path in (run_dir, whole))
-    for tag, points in expected.items():  # all that was to be shown so far
-        assert shown.get(tag, []) == [point for point in points if point[0] <= step], tag
     assert_goes_on(run_dir, whole)
 
 
@@ -228,7 +225,6 @@ REPORT, SAVE, LAST_VIEWS = "viz.add_predictions", "support.run.Run.save", "viz.a
 ONE_AFTER_ANOTHER = {  # on a disk that is mounted, and in any folder
     "disk": [
         (fill, REPORT, "No space left on device"),
-        (make_read_only, REPORT, "Read-only file system"),
         (fill, SAVE, "No space left on device"),
         (make_read_only, SAVE, "Read-only file system"),
         (fill, LAST_VIEWS, "No space left on device"),
@@ -264,20 +260,20 @@ def test_a_folder_that_takes_no_more_ends_the_run(image_folder, whole, request, 
 def close_reader() -> None:
     """Give the program a pipe as stdout that nobody reads, as `| head` does after its ten lines."""
     read_end, write_end = os.pipe()
-    os.dup2(write_end, sys.stdout.fileno())
-    os.close(read_end)
+    os.dup2(write_end, 1)
     os.close(write_end)
+    os.close(read_end)
 
 
 def full_output() -> None:
     """Give the program a stdout that takes nothing, as a full disk does."""
-    os.dup2(os.open("/dev/full", os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
 
 
 def no_streams() -> None:
     """Start the program as `>&- 2>&-` does."""
-    os.close(sys.stdout.fileno())
-    os.close(sys.stderr.fileno())
+    os.close(1)
+    os.close(2)
     sys.stdout = sys.stderr = None
 
 
@@ -368,7 +364,6 @@ def test_the_printed_command_may_be_pasted(monkeypatch, name):
 
 # ---------------------------------------------------------------------------------------- numbers
 
-
 BAD_NUMBERS = {
     "loss": ["--lr", "1e30", "--report-every", "40"],
     "weights": ["--lr", "1.7e308", "--report-every", "8", "--schedule", "onecycle"],
@@ -407,7 +402,7 @@ def test_the_smallest_and_largest_settings_are_taken(image_folder, tmp_path, cap
 
 
 def test_runs_begun_in_the_same_second_do_not_mix(tmp_path, monkeypatch):
-    """Nor do those whose starts are a moment apart: each has a folder of its own."""
+    """Each of eight that start at once has a folder of its own, which it has locked."""
     clock = SimpleNamespace(now=lambda: datetime(2026, 1, 2, 3, 4, 5))
     monkeypatch.setattr(support.run_dir, "datetime", clock)
     expected = ["0102-030405", *(f"0102-030405_{number}" for number in range(2, 9))]

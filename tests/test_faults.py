@@ -74,6 +74,11 @@ def assert_goes_on(run_dir: Path, whole: Path, *faults: Fault) -> None:
     """Resumed, the run ends as if nothing had happened."""
     finished = resume(run_dir, *faults)
     assert finished.status == 0, finished.output
+    assert_same(run_dir, whole)
+
+
+def assert_same(run_dir: Path, whole: Path) -> None:
+    """The weights are the same bit for bit, and the scalars."""
     assert same_weights(run_dir, whole)
     assert in_python_loader(open_run(run_dir)) == in_python_loader(open_run(whole))
 
@@ -180,13 +185,6 @@ def make_read_only(run_dir: Path) -> None:
     assert mount("-o", "remount,bind,ro", run_dir.parent)
 
 
-def limit_file_size(_: Path) -> None:
-    """Let no file grow beyond 100 kB, which a checkpoint needs, and events of two reports."""
-    import resource  # not on Windows
-
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-
 def move_away(run_dir: Path) -> None:
     run_dir.rename(run_dir.with_name("moved"))
 
@@ -218,7 +216,8 @@ def disk(tmp_path) -> Path:
     if not shutil.which("mount") or not mount("-t", "tmpfs", "-o", "size=8m", "tmpfs", folder):
         pytest.skip("a small tmpfs cannot be mounted here (it takes root on Linux)")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    while os.path.ismount(folder):  # twice where a test has failed
+        subprocess.run(["umount", folder], check=True)
 
 
 REPORT, SAVE, LAST_VIEWS = "viz.add_predictions", "support.run.Run.save", "viz.add_projector"
@@ -230,9 +229,7 @@ ONE_AFTER_ANOTHER = {  # on a disk that is mounted, and in any folder
         (fill, LAST_VIEWS, "No space left on device"),
     ],
     "tmp_path": [
-        (limit_file_size, REPORT, "File too large"),
         (move_away, REPORT, "No such file or directory"),
-        (limit_file_size, SAVE, "File too large"),
         (replace_by_a_file, SAVE, "Not a directory"),
     ],
 }
@@ -310,10 +307,8 @@ def test_views_that_fail_and_a_signal_after_training_do_not_end_the_run(
     assert finished.status == 0, finished.output
     warning = "WARNING: a view could not be drawn (MemoryError: of 3.2 GB)"
     assert finished.output.count(warning) == len(VIEWS)
-    assert progress_of(run_dir)["finished"] and same_weights(run_dir, whole)
-    shown, expected = (in_python_loader(open_run(path)) for path in (run_dir, whole))
-    for tag in ("training loss", "test/loss", "test/accuracy"):
-        assert shown[tag] == expected[tag]
+    assert progress_of(run_dir)["finished"]
+    assert_same(run_dir, whole)
 
 
 # ------------------------------------------------------------------------------- one line for each
@@ -379,9 +374,7 @@ def test_numbers_that_leave_the_floats_end_the_run(image_folder, tmp_path, whole
     (line,) = capsys.readouterr().err.splitlines()
     assert re.match(rf"train_cifar.py: failed: the {what} became .*(nan|inf) at step [1-5]: ", line)
     assert "smaller --lr" in line
-    state = load_checkpoint(run_dir)
-    assert state["progress"]["step"] == 0  # the last good one
-    assert all(weights.isfinite().all() for weights in state["net"].values())
+    assert progress_of(run_dir)["step"] == 0  # the last good one
     assert status_in_hparams(run_dir) == "STATUS_FAILURE"
     assert status_in_hparams(whole) == "STATUS_SUCCESS"
 

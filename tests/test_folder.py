@@ -55,11 +55,6 @@ def folder(tmp_path):
     return root
 
 
-def shown(path: str | Path) -> str:
-    """A path as it stands in a message; Windows' backslashes are doubled there."""
-    return repr(str(path))
-
-
 def sets(folder: Path) -> tuple[ImageDataset, ImageDataset]:
     """The images that are read from a folder, to train and to test on."""
     loaded = load_data(str(folder))
@@ -101,7 +96,7 @@ def test_hidden_files_are_skipped_without_a_word_others_by_their_ending_in_one_l
     save(folder / "__MACOSX/train/._1.png")
     train, test = sets(folder)
     assert train.classes == ["cat", "dog"] and len(train) == 5 and len(test) == 2
-    first = shown(folder / "train/cat/labels.csv")
+    first = repr(str(folder / "train/cat/labels.csv"))
     note = f"NOTE: files skipped, by their ending: 4, the first is {first}\n"
     assert capsys.readouterr().out == note
 
@@ -129,7 +124,7 @@ def test_the_parts_are_found_by_what_they_are_called(tmp_path, capsys, train, te
     colors = [part.images[..., 0, 0].tolist() for part in sets(tmp_path)]
     assert colors == [[[255, 0, 0]] * 2, [[0, 0, 255]] * 2]
     names = ", ".join(map(repr, sorted(unread)))
-    note = f"NOTE: left unread in {shown(tmp_path)}: {names}\n" if unread else ""
+    note = f"NOTE: left unread in {repr(str(tmp_path))}: {names}\n" if unread else ""
     assert capsys.readouterr().out == note
 
 
@@ -236,7 +231,7 @@ def test_links_to_nothing_and_pipes_are_no_images_and_all_are_counted(folder):
     first.symlink_to("nothing")
     loop.symlink_to(loop.name)
     os.mkfifo(folder / "test/dog/z")
-    said = f"3 files cannot be read; the first: {shown(first)} is not an image"
+    said = f"3 files cannot be read; the first: {repr(str(first))} is not an image"
     assert refusal(folder).startswith(said)
 
 
@@ -248,7 +243,7 @@ def test_what_may_not_be_read_is_named(folder, monkeypatch, owner, name, named):
         raise PermissionError(13, "Permission denied", path)
 
     monkeypatch.setattr(owner, name, deny)  # chmod would not stop root
-    assert re.search(re.escape(shown(folder / named)) + ".*Permission denied", refusal(folder))
+    assert re.search(re.escape(repr(str(folder / named))) + ".*Permission denied", refusal(folder))
 
 
 # ------------------------------------------------------------------------- images of every kind
@@ -396,4 +391,4 @@ def test_a_broken_file_is_named_and_what_it_is(folder, name):
     file, (content, said) = folder / "test/dog" / name, BROKEN[name]
     file.write_bytes(content)
     cure = "(: remove or replace|, or remove) it$"
-    assert re.match(f"{re.escape(shown(file))} is {said}.*{cure}", refusal(folder))
+    assert re.match(f"{re.escape(repr(str(file)))} is {said}.*{cure}", refusal(folder))

@@ -32,7 +32,7 @@ from forked import (
     terminate,
     train,
 )
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from loaders import in_python_loader, open_run
@@ -267,6 +267,11 @@ def full_output() -> None:
     os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
 
 
+def flush() -> None:
+    """What Python does with stdout when it ends."""
+    sys.stdout.flush()
+
+
 def no_streams() -> None:
     """Start the program as `>&- 2>&-` does."""
     os.close(1)
@@ -279,7 +284,8 @@ def test_output_that_cannot_be_written_ends_the_run(image_folder, tmp_path, whol
     """And is named; not the run folder, which is in order. Where nobody is to hear, it goes on."""
     run_dir = tmp_path / "run"
     words, failed = one_epoch(image_folder, run_dir), "failed: the output cannot be written"
-    assert complaint(train(words, run_dir, full_output)).startswith(f"{failed} (No space left")
+    full = train(words, run_dir, full_output, Fault("train_cifar.main", flush, after=True))
+    assert complaint(full).startswith(f"{failed} (No space left")
     assert not run_dir.exists()  # what was lost comes before
     fault = Fault("train_cifar.evaluate", close_reader, 2)
     assert complaint(train(words, run_dir, fault)).startswith(f"{failed} (nobody reads it)")
@@ -348,8 +354,9 @@ def test_in_a_notebook_the_commands_name_the_script(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", ["-a 'run'", "--help", "*"])
-def test_the_printed_command_may_be_pasted(monkeypatch, name):
+def test_the_printed_command_may_be_pasted(monkeypatch, tmp_path, name):
     """Also where the script lies elsewhere, and where the folder looks like something else."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [os.path.relpath(train_cifar.__file__)])
     command = f"printf '%s\\n' {resume_command(Path(name))}"
     python, script, *words = subprocess.check_output(command, shell=True, text=True).splitlines()
@@ -422,6 +429,7 @@ def parts(image_folder) -> tuple:
     return data.read_source(str(image_folder), Path(), ())
 
 
+@example(words=["--log-dir", "x" * 5000])
 @examples(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(words=st.lists(PAIR, max_size=3) | st.lists(PAIR | FLAG | VALUE, max_size=4))
 def test_any_command_line_gives_a_run_or_one_line(parts, tmp_path, monkeypatch, capsys, words):

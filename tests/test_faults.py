@@ -108,9 +108,8 @@ def progress_of(run_dir: Path) -> dict:
         ("viz.add_pr_curves", 1, signal.SIGHUP, 15),  # at the end of an epoch
     ],
 )
-def test_a_signal_saves_and_says_how_to_go_on(
-    image_folder, tmp_path, whole, place, call, signum, step
-):
+def test_a_signal_saves_the_run(image_folder, tmp_path, whole, place, call, signum, step):
+    """And the last line says how to go on."""
     run_dir = tmp_path / "a run"
     fault = Fault(place, partial(signal.raise_signal, signum), call)
     finished = train(one_epoch(image_folder, run_dir), run_dir, fault)
@@ -185,6 +184,13 @@ def make_read_only(run_dir: Path) -> None:
     assert mount("-o", "remount,bind,ro", run_dir.parent)
 
 
+def limit_file_size(_: Path) -> None:
+    """Let no file grow beyond 100 kB, which a checkpoint needs: a full disk without a mount."""
+    import resource  # not on Windows
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
 def move_away(run_dir: Path) -> None:
     run_dir.rename(run_dir.with_name("moved"))
 
@@ -221,7 +227,7 @@ def disk(tmp_path) -> Path:
 
 
 REPORT, SAVE, LAST_VIEWS = "viz.add_predictions", "support.run.Run.save", "viz.add_projector"
-ONE_AFTER_ANOTHER = {  # on a disk that is mounted, and in any folder
+ONE_AFTER_ANOTHER = {  # on a disk that is mounted, and, where that takes root, in any folder
     "disk": [
         (fill, REPORT, "No space left on device"),
         (fill, SAVE, "No space left on device"),
@@ -230,6 +236,7 @@ ONE_AFTER_ANOTHER = {  # on a disk that is mounted, and in any folder
     ],
     "tmp_path": [
         (move_away, REPORT, "No such file or directory"),
+        (limit_file_size, SAVE, "File too large"),
         (replace_by_a_file, SAVE, "Not a directory"),
     ],
 }
@@ -244,8 +251,8 @@ def test_a_folder_that_takes_no_more_ends_the_run(image_folder, whole, request, 
         words = one_epoch(image_folder, run_dir)
         line = complaint(resume(run_dir, fault) if number else train(words, run_dir, fault))
         assert line.startswith(f"failed: cannot write to {str(run_dir)!r} ({reason}); ")
-        is_gone = happen in (move_away, replace_by_a_file)
         gone = "the run folder is gone: bring it back and resume, or start a new run"
+        is_gone = happen in (move_away, replace_by_a_file)
         assert line.endswith(gone if is_gone else f"--resume {run_dir}")
         if folder == "disk" and place == SAVE:
             assert complaint(resume(run_dir)) == line  # nothing has changed yet
@@ -302,10 +309,8 @@ def no_memory() -> None:
 VIEWS = ["add_net_graph", "add_histograms", "add_confusion_matrix", "add_projector"]
 
 
-def test_views_that_fail_and_a_signal_after_training_do_not_end_the_run(
-    image_folder, tmp_path, whole
-):
-    """One view at the start, one in a report, one of an epoch and one at the end."""
+def test_failing_views_and_a_late_signal_do_not_end_the_run(image_folder, tmp_path, whole):
+    """One view at the start, one in a report, one of an epoch and one at the end, and SIGTERM."""
     run_dir = tmp_path / "run"
     faults = [Fault(f"viz.{view}", no_memory) for view in VIEWS]
     faults.append(Fault("train_cifar.show_end", terminate))

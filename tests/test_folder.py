@@ -164,9 +164,7 @@ TWO = ["train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "test/dog/1.png"]
         ([f"{name}/{part}/1.png" for name in "ab" for part in ("train", "test")], "holds 'a', 'b'"),
     ],
 )
-def test_a_layout_that_cannot_be_understood_is_refused_with_what_was_found(
-    tmp_path, files, expected
-):
+def test_an_unclear_layout_is_refused_with_what_was_found(tmp_path, files, expected):
     for name in files:
         save(tmp_path / "set" / name)
     assert re.search(expected, refusal(tmp_path / "set"))

@@ -1,32 +1,31 @@
 """The figures on the pages: measured once, kept in benchmarks/*.json, and filled in from there.
 
 On a page, `52.4 %<!-- figure: seeds.ours.test_accuracy.median -->` is the value at that path in
-one of the files.
+one of the files. What is shared by the programs that measure stands at the end.
 """
 
-import functools
+import datetime
 import json
+import platform
 import re
 import statistics
 import sys
-import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))  # where the lesson is
 FIGURE = re.compile(
     r"(?P<number>-?\d[\d,.]*)(?P<unit> %| s| ms| MB)?<!-- figure: (?P<path>.+?) -->"
 )
 OVER_SEEDS = ("median", "low", "high")
-UNITS = {  # how the name of a measure ends: the unit of its figures
-    "_ms": " ms",
-    "_s": " s",
-    "_mb": " MB",
-    "_accuracy": " %",
-    "_share": " %",
-}
+UNITS = {"ms": " ms", "s": " s", "mb": " MB", "accuracy": " %"}  # by the end of a measure's name
 
 
 def pages() -> list[Path]:
@@ -39,12 +38,8 @@ def pages() -> list[Path]:
 def over_seeds(by_seed: Mapping[str, float]) -> dict:
     """What a results file says of a measure that was taken with several seeds."""
     values = by_seed.values()
-    return {
-        "median": statistics.median(values),
-        "low": min(values),
-        "high": max(values),
-        "seeds": dict(by_seed),
-    }
+    found = statistics.median(values), min(values), max(values)
+    return dict(zip(OVER_SEEDS, found, strict=True)) | {"seeds": dict(by_seed)}
 
 
 def load_results() -> list[dict]:
@@ -54,12 +49,12 @@ def load_results() -> list[dict]:
 
 def look_up(results: list[dict], path: str) -> Any:
     """What stands at a dotted path; raises KeyError unless it is in one of the files only."""
-
-    def follow(part, key: str):
-        return part.get(key) if isinstance(part, dict) else None
-
-    found = [functools.reduce(follow, path.split("."), one) for one in results]
-    found = [value for value in found if value is not None]
+    found = []
+    for value in results:
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None:
+            found.append(value)
     if len(found) != 1:
         raise KeyError(f"{path} is in {len(found)} files of benchmarks/*.json")
     return found[0]
@@ -67,9 +62,8 @@ def look_up(results: list[dict], path: str) -> Any:
 
 def unit_of(path: str) -> str:
     """The unit of a figure: " %" of `seeds.ours.test_accuracy.median`."""
-    parts = reversed(path.split("."))
-    name = next((p for p in parts if p not in (*OVER_SEEDS, "seeds") and not p.isdigit()), "")
-    return UNITS.get(name[name.rfind("_") :], "") if "_" in name else ""
+    measures = [name for name in path.split(".") if "_" in name]
+    return UNITS.get(measures[-1].rpartition("_")[2], "") if measures else ""
 
 
 def fill_in(page: str, results: list[dict]) -> str:
@@ -83,39 +77,57 @@ def fill_in(page: str, results: list[dict]) -> str:
     return FIGURE.sub(figure, page)
 
 
-def write_pages() -> None:
-    """Fill in the figures of all pages."""
+def write_pages(file: Path, measured: dict, quote: Callable[[str], str] = str) -> None:
+    """Write a results file, then the figures of all pages; `quote` changes a page further."""
+    file.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     results = load_results()
     for path in pages():
         page = path.read_text(encoding="utf-8")
-        path.write_text(fill_in(page, results), encoding="utf-8")
+        path.write_text(quote(fill_in(page, results)), encoding="utf-8")
+
+
+# --------------------------------------------------------------------------------- measuring
+
+
+def conditions(cores: str) -> dict[str, str]:
+    """Where and when all this is measured."""
+    info = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.*)", info.read_text() if info.exists() else "")
+    return {
+        "hardware": f"{cores} of {named[1] if named else platform.processor()}",
+        "versions": f"Python {platform.python_version()}, PyTorch {torch.__version__}",
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def command(script: str, settings: str, data: str, seed: int, run_dir: Path) -> list[str]:
+    """The command line of a run, by a script that takes the flags of train_cifar.py."""
+    words = [sys.executable, str(ROOT / script), *settings.split(), "--data", data]
+    words += ["--seed", str(seed), "--log-dir", str(run_dir.parent), "--run-name", run_dir.name]
+    return words
+
+
+def read_events(run_dir: Path) -> list[Event]:
+    """All that a run has written, in order."""
+    (path,) = run_dir.glob("events.*")
+    return list(LegacyEventFileLoader(str(path)).Load())  # the newer one changes histograms
 
 
 def measure_all(
-    tasks: Mapping[str, Callable[[], dict]], path: Path, jobs: int = 1
+    tasks: Mapping[str, Callable[[], dict]], folder: Path, jobs: int = 1
 ) -> dict[str, dict]:
-    """Do what the file at `path` does not have yet, so many tasks at once; returns all results.
+    """Do what has no file in the folder yet, so many tasks at once; returns all results.
 
-    Each result is a line of the file as soon as it is there, so that what was stopped goes on
-    where it was.
+    Each result is a file as soon as it is there: what was stopped goes on where it was.
     """
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    done, lock = dict(map(json.loads, lines)), threading.Lock()
+    folder.mkdir(parents=True, exist_ok=True)
 
-    def measure(name: str) -> None:
-        result = tasks[name]()
-        with lock:
-            done[name] = result
-            print(f"{len(done)}: {name}", file=sys.stderr)
-            file.write(json.dumps([name, result]) + "\n")
-            file.flush()
+    def measure(name: str) -> dict:
+        path = folder / f"{name}.json"
+        if not path.exists():
+            path.write_text(json.dumps(tasks[name]()), encoding="utf-8")
+            print(f"{name}: measured", file=sys.stderr)
+        return json.loads(path.read_text(encoding="utf-8"))
 
-    with path.open("a", encoding="utf-8") as file, ThreadPoolExecutor(jobs) as pool:
-        waiting = [pool.submit(measure, name) for name in tasks if name not in done]
-        try:
-            for future in as_completed(waiting):
-                future.result()
-        except BaseException:  # Ctrl-C, too
-            pool.shutdown(cancel_futures=True)
-            raise
-    return {name: done[name] for name in tasks}
+    with ThreadPoolExecutor(jobs) as pool:  # if one fails, `map` drops those that have not begun
+        return dict(zip(tasks, pool.map(measure, tasks), strict=True))

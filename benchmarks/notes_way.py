@@ -4,51 +4,34 @@ Images are opened and normalised one by one, a step ends with `.item()`, the fig
 inches, and softmax is taken image by image. Nothing else in the project uses this file.
 """
 
+from pathlib import Path
+
+import figures  # noqa: F401  adds the lesson to the path
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from PIL import Image
 from torch import nn, optim
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
 from torchvision import transforms
+from torchvision.datasets import CIFAR10
 
-from data import ImageDataset
+from data import ImageDataset, read_source
+from model import Net
+from train_cifar import parse_args
 
 
-class OneByOne(Dataset):
-    """What torchvision.datasets.CIFAR10 does: an array in memory, images made when asked for."""
+class OneByOne(CIFAR10):
+    """The data set of torchvision: an array in memory, images made when asked for."""
 
-    def __init__(self, dataset: ImageDataset):
-        self.pixels = dataset.images.permute(0, 2, 3, 1).numpy()  # (N, 32, 32, 3)
+    def __init__(self, dataset: ImageDataset):  # its own reads CIFAR-10's files
+        self.data = dataset.images.permute(0, 2, 3, 1).numpy()  # (N, 32, 32, 3)
         self.targets = dataset.labels.tolist()
         self.transform = transforms.Compose(
             [transforms.ToTensor(), transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))]
         )
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int):
-        return self.transform(Image.fromarray(self.pixels[index])), self.targets[index]
-
-
-def show_image(image: torch.Tensor, one_channel: bool) -> None:
-    """Draw one normalised image, in grey where the notes do."""
-    pixels = image / 2 + 0.5
-    if one_channel:
-        plt.imshow(pixels.mean(dim=0).numpy(), cmap="Greys")
-    else:
-        plt.imshow(np.transpose(pixels.numpy(), (1, 2, 0)))
-
-
-def show_start(writer, net: nn.Module, images: torch.Tensor) -> None:
-    """The first batch as a grid, and the graph of the net."""
-    grid = torchvision.utils.make_grid(images)
-    show_image(grid, one_channel=False)
-    writer.add_image("training images", grid)
-    writer.add_graph(net, images)
+        self.target_transform = None
 
 
 def show_report(writer, net, images, labels, classes, loss: float, step: int) -> None:
@@ -61,7 +44,7 @@ def show_report(writer, net, images, labels, classes, loss: float, step: int) ->
     figure = plt.figure(figsize=(12, 48))
     for index in range(len(images)):
         ax = figure.add_subplot(1, 4, index + 1, xticks=[], yticks=[])
-        show_image(images[index], one_channel=True)
+        ax.imshow((images[index] / 2 + 0.5).mean(dim=0).numpy(), cmap="Greys")
         guess, truth = classes[preds[index]], classes[labels[index]]
         color = "green" if guess == truth else "red"
         ax.set_title(f"{guess}, {probs[index]:.1%}\n(label: {truth})", color=color)
@@ -95,5 +78,30 @@ def evaluate(net: nn.Module, loader: DataLoader, writer, classes) -> float:
             labels.append(targets)
     probs, labels = torch.cat(probs), torch.cat(labels)
     for index, name in enumerate(classes):
-        writer.add_pr_curve(name, labels == index, probs[:, index], global_step=0)
+        writer.add_pr_curve(f"pr curve/{name}", labels == index, probs[:, index], global_step=0)
     return (probs.argmax(dim=1) == labels).float().mean().item()
+
+
+def main() -> None:
+    """Train for two epochs; the flags are those of train_cifar.py."""
+    args = parse_args()
+    torch.manual_seed(args.seed)
+    train_set, test_set, _ = read_source(args.data, args.data_dir, ())
+    train_images = OneByOne(train_set.subset(args.train_images, args.seed))
+    order = torch.Generator()
+    loader = DataLoader(train_images, batch_size=4, shuffle=True, generator=order)
+    classes = train_set.classes
+    net = Net(len(classes))
+    with SummaryWriter(Path(args.log_dir, args.run_name)) as writer:
+        images = next(iter(loader))[0]
+        writer.add_image("training images", torchvision.utils.make_grid(images / 2 + 0.5))
+        writer.add_graph(net, images)
+        order.manual_seed(args.seed)  # as in our loader: both ways see the same batches
+        train(net, loader, writer, classes, epochs=2)
+        writer.add_scalar("trained", 1)
+        accuracy = evaluate(net, DataLoader(OneByOne(test_set), batch_size=4), writer, classes)
+        writer.add_scalar("test/accuracy", accuracy)
+
+
+if __name__ == "__main__":
+    main()

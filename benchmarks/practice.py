@@ -7,16 +7,15 @@ The first makes practice/runs/a to h, the second another set, for a teacher; bot
 """
 
 import argparse
+import functools
 import random
 import re
 import tempfile
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from figures import ROOT
+from figures import ROOT, measure_all, read_events
 from sick_runs import run
-from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -44,11 +43,9 @@ def thin(events: list[Event]) -> list[Event]:
     seen: Counter = Counter()
     left = []
     for event in events:
-        for value in event.summary.value:  # one at most: SummaryWriter writes no more
-            seen[value.tag] += 1
-            if not is_kept(value, seen[value.tag], tags[value.tag]):
-                break
-        else:
+        values = event.summary.value  # one at most: SummaryWriter writes no more
+        seen.update(value.tag for value in values)
+        if all(is_kept(value, seen[value.tag], tags[value.tag]) for value in values):
             event.wall_time = 1.7e9 + event.step  # when it was run is nobody's concern
             left.append(event)
     return left
@@ -68,11 +65,10 @@ def is_kept(value, number: int, count: int) -> bool:
 def make(name: str, data: str, seed: int, folder: Path, log_dir: Path) -> None:
     """Make a run, and write what is left of its event file into a new folder."""
     run(name, data, seed, log_dir)
-    (path,) = (log_dir / name).glob("events.*")
     folder.mkdir(parents=True)
     with open(folder / FILE_NAME, "wb") as file:
         writer = RecordWriter(file)
-        for event in thin(list(LegacyEventFileLoader(str(path)).Load())):
+        for event in thin(read_events(log_dir / name)):
             writer.write(event.SerializeToString())
 
 
@@ -87,13 +83,12 @@ def main() -> None:
     args = parser.parse_args()
 
     names, first = answers(args.seed), 1000 + 10 * args.seed  # the pages show the seeds from 0 on
-    made = []
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
+    with tempfile.TemporaryDirectory() as folder:
+        made = {}
         for seed, (letter, name) in enumerate(names.items(), first):
-            out = args.out / "runs" / letter
-            made.append(pool.submit(make, name, args.data, seed, out, Path(folder)))
-        for one in made:
-            one.result()
+            where = args.out / "runs" / letter, Path(folder)
+            made[letter] = functools.partial(make, name, args.data, seed, *where)
+        measure_all(made, Path(folder, "made"), args.jobs)
     for letter, name in names.items():
         print(letter, name)
 

@@ -10,12 +10,10 @@ brings figures and pictures of the pages up to date. The third takes one seed, a
 """
 
 import argparse
-import datetime
 import functools
 import json
 import math
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -25,20 +23,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from compare import processor
-from figures import ROOT, measure_all, over_seeds, pages, write_pages
-from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from figures import ROOT, command, conditions, measure_all, over_seeds, read_events, write_pages
 
-sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+import viz
+from data import ImageDataset, read_source
+from model import Net
+from support.checkpoint import load_checkpoint
 
+sys.path.append(str(ROOT / "docs"))
 from bugs import BUGS  # noqa: E402
 
-import viz  # noqa: E402
-from data import ImageDataset, read_source  # noqa: E402
-from model import Net  # noqa: E402
-from support.checkpoint import load_checkpoint  # noqa: E402
-
 RESULTS = ROOT / "benchmarks" / "sick_runs.json"
+MEASURED = Path("runs/measured")
 SEEDS = {"photographs": 5, "shapes": 3}
 BY_HEART = "--train-images 20 --batch-size 4 --lr 0.01 --epochs 60 --views notes"
 
@@ -116,21 +112,11 @@ HEARTS = {"by-heart": f"train_cifar.py {BY_HEART}"}
 HEARTS |= {f"{name}-by-heart": f"docs/bugs.py {name} {BY_HEART}" for name in BUGS}
 SIGNS |= {name: lambda run, healthy: run["training_loss"] > 0.1 for name in HEARTS}
 SIGNS["by-heart"] = lambda run, healthy: run["training_loss"] < 0.05
-COMMANDS = {name: f"train_cifar.py {settings}" for name, settings in RUNS.items()}
-COMMANDS |= {name: f"docs/bugs.py {name}" for name in BUGS} | HEARTS
+COMMANDS = HEARTS | {name: f"train_cifar.py {settings}" for name, settings in RUNS.items()}
+COMMANDS |= {name: f"docs/bugs.py {name}" for name in BUGS}
 
 
 # ------------------------------------------------------------------------- what a run has shown
-
-
-def read_events(run_dir: Path) -> dict[str, list]:
-    """All values in the event files of a run, by tag: (step, value) as they were written."""
-    found = defaultdict(list)
-    for path in sorted(run_dir.glob("events.out.tfevents.*")):
-        for event in LegacyEventFileLoader(str(path)).Load():  # the newer one changes histograms
-            for value in event.summary.value:
-                found[value.tag].append((event.step, value))
-    return found
 
 
 def figures(run_dir: Path) -> dict[str, float]:
@@ -138,75 +124,70 @@ def figures(run_dir: Path) -> dict[str, float]:
 
     Nothing at all of a run that fails before its first report.
     """
-    events = read_events(run_dir)
-    if "training loss" not in events:
+    values, steps = defaultdict(list), defaultdict(list)
+    for event in read_events(run_dir):
+        for value in event.summary.value:
+            values[value.tag].append(value)
+            steps[value.tag].append(event.step)
+
+    def scalars(tag: str) -> list[float]:
+        return [value.simple_value for value in values[tag]]
+
+    training, test = scalars("training loss"), scalars("test/loss")
+    if not training:
         return {}
-    steps, training = read_scalar(events, "training loss")
-    tested, test = read_scalar(events, "test/loss")
     found = {
-        "steps": steps[-1],
+        "steps": steps["training loss"][-1],
         "training_loss": training[-1],
         "highest_training_loss": max(training),
         "loss_digits": len(str(int(max(training)))),
         "test_loss_at_0": test[0],
     }
-    _, norms = read_scalar(events, "training progress/gradient norm")
+    norms = scalars("training progress/gradient norm")
     if norms:  # not with --views notes
-        first, *_, last = [value.histo for _, value in events["weights/conv1.weight"]] * 2
+        weights = [value.histo.sum_squares for value in values["weights/conv1.weight"]]
+        gradients = [value.histo.sum_squares for value in values["gradients/conv1.weight"]]
         found |= {
             "first_gradient_norm": norms[0],
             "gradient_norm": norms[-1],
-            "conv1_gradient": events["gradients/conv1.weight"][-1][1].histo.sum_squares ** 0.5,
-            "conv1_moved": abs(last.sum_squares - first.sum_squares),
+            "conv1_gradient": gradients[-1] ** 0.5,
+            "conv1_moved": abs(weights[-1] - weights[0]),
         }
     if len(test) > 1:  # a run that fails in its first epoch is tested at step 0 only
-        _, accuracies = read_scalar(events, "test/accuracy")
+        accuracies, first_epoch = scalars("test/accuracy"), steps["test/loss"][1]
         found |= {
-            "epoch_1_training_loss": training[steps.index(tested[1])],
+            "epoch_1_training_loss": training[steps["training loss"].index(first_epoch)],
             "epoch_1_test_loss": test[1],
             "epoch_1_test_accuracy": accuracies[1],
             "test_loss": test[-1],
             "lowest_test_loss": min(test[1:]),
-            "lowest_test_loss_epoch": 1 + test[1:].index(min(test[1:])),
+            "lowest_test_loss_epoch": test.index(min(test[1:]), 1),
             "test_accuracy": accuracies[-1],
         }
-    if "per class/text_summary" in events:
-        recalls = recall_by_class(events["per class/text_summary"][-1][1])
+    for table in values["per class/text_summary"]:
+        _, _, *rows = table.tensor.string_val[0].decode().splitlines()
+        recalls = [float(row.split("|")[4]) for row in rows]
         found["classes"] = len(recalls)
         found["classes_found"] = sum(recall > 0 for recall in recalls)
         found["last_class_recall"] = recalls[-1]
     return found
 
 
-def read_scalar(events: dict[str, list], tag: str) -> tuple[list[int], list[float]]:
-    """The steps and values of a tag; both are empty where there is none."""
-    found = events.get(tag, [])
-    return [step for step, _ in found], [value.simple_value for _, value in found]
-
-
-def recall_by_class(table) -> list[float]:
-    """The recall of each class in the table per class."""
-    _, _, *rows = table.tensor.string_val[0].decode().splitlines()
-    return [float(row.split("|")[4]) for row in rows]
-
-
-@functools.lru_cache(2)
-def read_images(source: str) -> tuple[ImageDataset, ImageDataset]:
-    """The images to train and to test on, with their right labels."""
-    train, test, _ = read_source(source, "data", ())
-    return train, test
+def predict(run_dir: Path) -> tuple[dict, ImageDataset, ImageDataset, torch.Tensor]:
+    """The settings of a run, its images with their right labels, the logits of the test images."""
+    state = load_checkpoint(run_dir)
+    train, test, _ = read_source(state["settings"]["data"], "data", ())
+    net = Net(len(test.classes))
+    net.load_state_dict(state["net"])
+    with torch.inference_mode():
+        return state["settings"], train, test, net(test.batch(range(len(test)))[0])
 
 
 def compare_labels(run_dir: Path) -> dict[str, float]:
     """What a run with wrong labels shows of them in two pictures, and how it does without them."""
-    state = load_checkpoint(run_dir)
-    share, seed = state["settings"]["wrong_labels"], state["settings"]["seed"]
-    train, test = read_images(state["settings"]["data"])
+    settings, train, test, logits = predict(run_dir)
+    share, seed = settings["wrong_labels"], settings["seed"]
     shown = test.mislabel(share, seed)
-    net = Net(len(test.classes))
-    net.load_state_dict(state["net"])
-    with torch.inference_mode():
-        logits = net(test.batch(range(len(test)))[0])
     worst = viz.worst_mistakes(logits.softmax(dim=1), shown.labels, 8)
     _, right = train.sample(16, seed)
     _, given = train.mislabel(share, seed).sample(16, seed)
@@ -223,50 +204,41 @@ def compare_labels(run_dir: Path) -> dict[str, float]:
 def run(name: str, data: str, seed: int, log_dir: Path, keep: bool = True) -> dict[str, object]:
     """Run one command of the pages; returns its figures, and how it ended.
 
-    Of a run to keep, the event files are left in log_dir / name, of another nothing.
+    A run to keep is left in log_dir / name, of another nothing.
     """
     run_dir = log_dir / name
     shutil.rmtree(run_dir, ignore_errors=True)  # of a measurement that was stopped
-    script, *settings = COMMANDS[name].split()
-    command = [sys.executable, str(ROOT / script), *settings, "--run-name", name]
-    command += ["--data", data, "--seed", str(seed), "--log-dir", str(log_dir)]
+    script, _, settings = COMMANDS[name].partition(" ")
     alone = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, env=alone)
+    words = command(script, settings, data, seed, run_dir)
+    done = subprocess.run(words, capture_output=True, text=True, env=alone)
     if done.returncode not in (0, 1):  # 1: its loss became NaN; the others are no run at all
         sys.exit(f"{name}: ended with status {done.returncode}: {done.stderr.strip()}")
     found = figures(run_dir)
     if name == "wrong-labels":
         found |= compare_labels(run_dir)
+    if not keep:
+        shutil.rmtree(run_dir)
     found = {key: value for key, value in found.items() if math.isfinite(value)}  # JSON has no inf
-    for path in run_dir.iterdir():
-        if not (keep and path.name.startswith("events.")):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
     said = done.stderr if done.returncode else ""  # the line that it failed with
     return found | {"status": done.returncode, "said": said}
 
 
 def tasks(kinds: dict[str, str], seeds: dict[str, int], runs: Path) -> dict[str, Callable]:
-    """Every run by kind of images, name and seed, the longest of each kind first.
+    """Every run by kind of images, name and seed.
 
-    The check of 20 images takes one seed of the photographs. Event files are kept of the
-    runs that are pictured: those on the first kind of images, with seed 0.
+    The check of 20 images takes one seed of the photographs. Those runs are kept that are
+    pictured: on the first kind of images, with seed 0.
     """
     found = {}
     for kind, data in kinds.items():
-        for name in sorted(COMMANDS, key=epochs, reverse=True):
-            once = name in HEARTS
-            for seed in range(1 if once else seeds[kind]):
-                log_dir = runs / kind / f"seed-{seed}"
+        for name in COMMANDS:
+            for seed in range(1 if name in HEARTS else seeds[kind]):
                 keep = seed == 0 and kind == next(iter(kinds))
-                if keep or not once:
-                    args = name, data, seed, log_dir, keep
+                if keep or name not in HEARTS:
+                    args = name, data, seed, runs / kind / f"seed-{seed}", keep
                     found[f"{kind} {name} {seed}"] = functools.partial(run, *args)
     return found
-
-
-def epochs(name: str) -> int:
-    """How many epochs a run has: how long it takes, roughly."""
-    return int(([*re.findall(r"--epochs (\d+)", COMMANDS[name]), 3])[0])
 
 
 def summarise(measured: dict[str, dict]) -> dict[str, dict]:
@@ -277,27 +249,20 @@ def summarise(measured: dict[str, dict]) -> dict[str, dict]:
         by_run[kind][name][seed] = found
     results: dict = {}
     for kind, names in by_run.items():
-        results[kind] = {}
+        healthy = names["healthy"]
+        results[kind] = {"seeds": len(healthy)}
         for name, by_seed in names.items():
-            healthy = names["healthy"]
-            signs = [is_seen(name, one, healthy.get(seed, {})) for seed, one in by_seed.items()]
-            results[kind][name] = measures_over_seeds(by_seed) | {
+            in_all = set.intersection(*map(set, by_seed.values())) - {"status", "said"}
+            results[kind][name] = {
+                key: over_seeds({seed: by_seed[seed][key] for seed in sorted(by_seed)})
+                for key in sorted(in_all)
+            } | {
                 "0": by_seed[min(by_seed)],  # the run in the pictures
                 "runs": len(by_seed),
-                "seen": sum(signs),
+                "seen": sum(is_seen(name, by_seed[s], healthy.get(s, {})) for s in by_seed),
                 "failed": sum(found["status"] for found in by_seed.values()),
             }
-        results[kind]["seeds"] = len(healthy)
     return results
-
-
-def measures_over_seeds(by_seed: dict[str, dict]) -> dict[str, dict]:
-    """Median and range of each measure that every seed has."""
-    common = set.intersection(*map(set, by_seed.values())) - {"status", "said"}
-    return {
-        key: over_seeds({seed: by_seed[seed][key] for seed in sorted(by_seed)})
-        for key in sorted(common)
-    }
 
 
 def is_seen(name: str, run: dict, healthy: dict) -> bool:
@@ -311,50 +276,30 @@ def is_seen(name: str, run: dict, healthy: dict) -> bool:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Run what the pages print.")
-    parser.add_argument("--data", help="a folder of images, run before the shapes")
-    parser.add_argument("--seeds", type=int, help="so many seeds, from 0 on (default: 5 and 3)")
-    parser.add_argument("--jobs", type=int, default=1, help="how many runs at once")
-    parser.add_argument("--runs", type=Path, default=Path("runs/measured"), help="where they go")
-    parser.add_argument(
-        "--write",
-        action="store_true",
-        help="update the figures and pictures of the pages, which needs Chromium",
-    )
+    add = parser.add_argument
+    add("--data", help="a folder of images, run before the shapes")
+    add("--seeds", type=int, help="so many seeds, from 0 on (default: 5 and 3)")
+    add("--jobs", type=int, default=1, help="how many runs at once")
+    add("--write", action="store_true", help="update figures and pictures, which needs Chromium")
     args = parser.parse_args()
     if args.write and not args.data:
         parser.error("--write needs --data: the pages have figures of both kinds of images")
 
     kinds = ({"photographs": args.data} if args.data else {}) | {"shapes": "shapes"}
     seeds = {kind: args.seeds or SEEDS[kind] for kind in kinds}
-    args.runs.mkdir(parents=True, exist_ok=True)
-    about = args.runs / "about.json"  # on which machine it was begun
-    if not about.exists():
-        about.write_text(json.dumps(conditions()))
-    measured = measure_all(tasks(kinds, seeds, args.runs), args.runs / "measured.jsonl", args.jobs)
-    results = json.loads(about.read_text()) | {"runs": RUNS} | summarise(measured)
+    begun = {"about": functools.partial(conditions, "one thread")}  # on which machine, and when
+    found = measure_all(begun | tasks(kinds, seeds, MEASURED), MEASURED / "figures", args.jobs)
+    results = found.pop("about") | {"runs": RUNS} | summarise(found)
     print(json.dumps(results, indent=1))
     if args.write:
-        write(results, args.runs / next(iter(kinds)) / "seed-0")
-
-
-def conditions() -> dict[str, str]:
-    """Where and when all this is measured."""
-    return {
-        "hardware": f"one thread of {processor()}",
-        "versions": f"Python {platform.python_version()}, PyTorch {torch.__version__}",
-        "date": datetime.date.today().isoformat(),
-    }
+        write(results, MEASURED / next(iter(kinds)) / "seed-0")
 
 
 def write(results: dict, pictured: Path) -> None:
     """Update the results, the figures of all pages, and the pictures of these runs."""
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    write_pages()
     said = results["photographs"]["exploding"]["0"]["said"]
-    for page in pages():
-        text = page.read_text(encoding="utf-8")
-        text = re.sub(r"^train_cifar\.py: failed: .*\n", lambda _: said, text, flags=re.M)
-        page.write_text(text, encoding="utf-8")
+    failed = re.compile(r"^train_cifar\.py: failed: .*\n", re.M)
+    write_pages(RESULTS, results, lambda page: failed.sub(lambda _: said, page))
     capture = ROOT / "screenshots" / "capture.py"
     subprocess.run([sys.executable, capture, "--compare", pictured], check=True)
 

@@ -13,6 +13,7 @@ import argparse
 import functools
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -21,13 +22,15 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import figures
 import torch
 from notes_way import OneByOne
 from sick_runs import predict
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 import train_cifar
@@ -62,7 +65,7 @@ def measure(way: str, args: argparse.Namespace, seed: int, **environment: str) -
         run_dir = Path(folder, "run")
         python, *words = figures.command(script, settings, data, seed, run_dir)
         if way == "steps":
-            return measure_steps(words[1:])
+            return apart(measure_steps, words[1:])
         if "processes" in way:
             words = ["-m", "torch.distributed.run", "--nproc_per_node=2", *words]
         env, started, found = os.environ | environment, time.time(), {}
@@ -94,16 +97,25 @@ def read_run(way: str, run_dir: Path, started: float) -> dict:
     if way in ("notes", "ours"):
         found["evaluation_s"] = evaluated - trained
     if way == "ours":
-        _, _, test, logits = predict(run_dir)
-        found["classes"] = count_results(logits.argmax(dim=1), test.labels, test.classes)
+        found["classes"] = apart(count_results, run_dir)
     return found
 
 
-def count_results(guesses: Tensor, labels: Tensor, classes: list[str]) -> dict[str, dict]:
+def apart(do: Callable[..., dict], *args: object) -> dict:
+    """Do it in a process of its own: this one stays small.
+
+    What a process had in memory when it started another, Linux counts as the other's, too.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(do, *args).result()
+
+
+def count_results(run_dir: Path) -> dict[str, dict[str, float]]:
     """True and false positives and negatives of each class, and what follows from them."""
-    results = {}
-    for index, name in enumerate(classes):
-        said, true = guesses == index, labels == index
+    _, _, test, logits = predict(run_dir)
+    guesses, results = logits.argmax(dim=1), {}
+    for index, name in enumerate(test.classes):
+        said, true = guesses == index, test.labels == index
         parts = {"TP": said & true, "FP": said & ~true, "FN": ~said & true, "TN": ~said & ~true}
         counts = {part: images.sum().item() for part, images in parts.items()}
         precision = counts["TP"] / max(said.sum().item(), 1)

@@ -27,15 +27,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import figures
-import torch
-from notes_way import OneByOne
-from sick_runs import predict
-from torch import nn
-from torch.utils.data import DataLoader
-
-import train_cifar
-from model import Net
-from support.device import ALL_THREADS
 
 RESULTS = figures.ROOT / "benchmarks" / "results.json"
 UNFINISHED = Path("runs/compared")
@@ -102,7 +93,7 @@ def read_run(way: str, run_dir: Path, started: float) -> dict:
 
 
 def apart(do: Callable[..., dict], *args: object) -> dict:
-    """Do it in a process of its own: this one stays small.
+    """Do it in a process of its own: this one stays small, without PyTorch.
 
     What a process had in memory when it started another, Linux counts as the other's, too.
     """
@@ -112,6 +103,8 @@ def apart(do: Callable[..., dict], *args: object) -> dict:
 
 def count_results(run_dir: Path) -> dict[str, dict[str, float]]:
     """True and false positives and negatives of each class, and what follows from them."""
+    from sick_runs import predict
+
     _, _, test, logits = predict(run_dir)
     guesses, results = logits.argmax(dim=1), {}
     for index, name in enumerate(test.classes):
@@ -126,9 +119,20 @@ def count_results(run_dir: Path) -> dict[str, dict[str, float]]:
 
 def measure_steps(words: list[str]) -> dict[str, dict[str, float]]:
     """A step of training, from the notes' loop to ours: each row has one change more."""
+    import torch
+    from notes_way import OneByOne
+
+    import train_cifar
+    from model import Net
+    from support.device import ALL_THREADS
+
     run = train_cifar.make_run(train_cifar.parse_args(words))
-    loader, losses, criterion = run.data.train_loader, torch.zeros(STEPS), nn.CrossEntropyLoss()
-    one_by_one = DataLoader(OneByOne(loader.dataset), batch_size=4, shuffle=True)
+    loader, losses, criterion = (
+        run.data.train_loader,
+        torch.zeros(STEPS),
+        torch.nn.CrossEntropyLoss(),
+    )
+    one_by_one = torch.utils.data.DataLoader(OneByOne(loader.dataset), batch_size=4, shuffle=True)
     rows = {  # threads, oneDNN, fused, no denormals, batches
         "notes": (ALL_THREADS, True, False, False, one_by_one),
         "batches": (ALL_THREADS, True, False, False, loader),

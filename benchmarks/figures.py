@@ -5,6 +5,7 @@ one of the files. What is shared by the programs that measure stands at the end.
 """
 
 import datetime
+import importlib.metadata
 import json
 import platform
 import re
@@ -15,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 
@@ -93,9 +93,10 @@ def conditions(cores: str) -> dict[str, str]:
     """Where and when all this is measured."""
     info = Path("/proc/cpuinfo")
     named = re.search(r"model name\s*: (.*)", info.read_text() if info.exists() else "")
+    pytorch = importlib.metadata.version("torch")
     return {
         "hardware": f"{cores} of {named[1] if named else platform.processor()}",
-        "versions": f"Python {platform.python_version()}, PyTorch {torch.__version__}",
+        "versions": f"Python {platform.python_version()}, PyTorch {pytorch}",
         "date": datetime.date.today().isoformat(),
     }
 

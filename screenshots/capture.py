@@ -28,58 +28,33 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
-import animation
-from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.tensorboard import SummaryWriter
-
-try:
-    from playwright.sync_api import Browser, FrameLocator, Locator, Page, expect, sync_playwright
+try:  # first, for it takes no time: PyTorch takes seconds
+    from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
     from playwright.sync_api import Error as PlaywrightError
 except ModuleNotFoundError:
     print("capture.py: error: first: pip install -r tests/requirements.txt", file=sys.stderr)
     raise SystemExit(2) from None
 
-sys.path.append(str(Path(__file__).parent.parent / "docs"))
+import animation
+from PIL import Image, ImageOps
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent / "docs"))
 
 from report import write_report  # noqa: E402
 
+METHODS = HERE / "writer_add_methods.html"  # a table of SummaryWriter's methods
 WIDTH = 1200  # pixels of a picture
 MAX_BYTES = 300_000
 SHARPNESS = 2  # device pixels for each of the page's, so that text stays sharp when scaled to WIDTH
 MARGIN = 8  # of the page's pixels around what is pictured
 GAP = 24  # pixels between pictures that are put together
 TIMEOUT = 60  # seconds, for whatever has to appear
+ANY = ".*"  # run
 LAST_TAG = "per class/text_summary"  # what a run shows last: once it is there, everything is
 PAGE_WIDTH = 830  # pixels that GitHub's pages have for a picture
-COLUMNS = ("lr", "test/accuracy", "test/loss")  # of HPARAMS
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
-
-# Each add_... method of SummaryWriter: the dashboard it fills, and what it is for.
-WRITER_METHODS = {
-    "add_scalar": ("SCALARS", "one number per step: loss, accuracy, learning rate"),
-    "add_scalars": ("SCALARS", "several numbers on one chart; opens a run for each of them"),
-    "add_custom_scalars": ("CUSTOM SCALARS", "a layout that puts scalars together on charts"),
-    "add_custom_scalars_multilinechart": ("CUSTOM SCALARS", "the same for a single chart"),
-    "add_custom_scalars_marginchart": ("CUSTOM SCALARS", "a value between two bounds"),
-    "add_image": ("IMAGES", "one picture per step"),
-    "add_images": ("IMAGES", "a batch of pictures, one below the other"),
-    "add_image_with_boxes": ("IMAGES", "a picture with boxes around what was detected"),
-    "add_figure": ("IMAGES", "a Matplotlib figure"),
-    "add_video": ("IMAGES", "a clip as animated GIF; needs moviepy"),
-    "add_graph": ("GRAPHS", "the layers of a network and how data flows through them"),
-    "add_onnx_graph": ("GRAPHS", "the same for a network in an ONNX file"),
-    "add_histogram": ("HISTOGRAMS, DISTRIBUTIONS", "how the values of a tensor are spread"),
-    "add_histogram_raw": ("HISTOGRAMS, DISTRIBUTIONS", "the same, from bins counted already"),
-    "add_text": ("TEXT", "Markdown: settings, tables, samples"),
-    "add_pr_curve": ("PR CURVES", "precision against recall, from truth and probabilities"),
-    "add_pr_curve_raw": ("PR CURVES", "the same, from counts made already"),
-    "add_hparams": ("HPARAMS", "a run's settings and results, to compare runs"),
-    "add_embedding": ("PROJECTOR", "points in many dimensions with labels and thumbnails"),
-    "add_audio": ("AUDIO", "a sound"),
-    "add_mesh": ("MESH", "a point cloud or a surface in three dimensions"),
-    "add_tensor": ("none", "any tensor, for programs that read event files"),
-}
 
 
 class CaptureError(RuntimeError):
@@ -132,12 +107,11 @@ def copies_of(run_dirs: Iterable[Path]) -> Iterator[Path]:
 
 def read_url(output: Iterable[str]) -> str:
     """Find the address in what TensorBoard prints at its start."""
-    lines = []
-    for line in output:
-        lines.append(line.strip())
+    line = "it said nothing"
+    for line in output:  # noqa: B007  (the last line says why)
         if found := re.search(r"http://127\.0\.0\.1:\d+/", line):
             return found.group()
-    raise CaptureError(f"TensorBoard did not start: {lines[-1] if lines else 'it said nothing'}")
+    raise CaptureError(f"TensorBoard did not start: {line.strip()}")
 
 
 def finished_runs(logdir: Path) -> set[str]:
@@ -173,29 +147,18 @@ def open_browser() -> Iterator[Browser]:
     options = ["--disable-gpu", "--enable-unsafe-swiftshader"]
     with contextlib.ExitStack() as stack:
         try:
-            playwright = stack.enter_context(sync_playwright())
-            chromium = find_chromium(playwright.chromium.executable_path)
-            browser = playwright.chromium.launch(executable_path=chromium, args=options)
-        except CaptureError:
-            raise
+            chromium = stack.enter_context(sync_playwright()).chromium
+            installed = filter(None, map(shutil.which, CHROMIUM_NAMES))
+            path = next(installed, chromium.executable_path)  # the last one is Playwright's own
+            browser = chromium.launch(executable_path=path, args=options)
         except Exception as error:  # of any kind: the driver is a program of its own
             first_line = str(error).partition("\n")[0]
             raise CaptureError(
-                f"the browser does not start ({first_line}): see above, or try playwright "
-                "install-deps chromium (Debian, Ubuntu: apt-get install libatomic1)"
+                f"the browser does not start ({first_line}): see above, or install Chromium and "
+                "what it needs (Debian, Ubuntu: apt-get install chromium libatomic1; elsewhere: "
+                "playwright install --with-deps chromium)"
             ) from error
         yield stack.enter_context(browser)
-
-
-def find_chromium(playwrights_own: str) -> str:
-    """Return the path of Chromium; raises CaptureError where there is none."""
-    for name in (*CHROMIUM_NAMES, playwrights_own):
-        if found := shutil.which(name):
-            return found
-    raise CaptureError(
-        "Chromium not found: install it (Debian, Ubuntu: apt-get install chromium; elsewhere: "
-        "playwright install chromium)"
-    )
 
 
 def new_page(browser: Browser) -> Page:
@@ -205,7 +168,7 @@ def new_page(browser: Browser) -> Page:
     return page
 
 
-# --------------------------------------------- the dashboards: (page, url) -> what to picture of it
+# -------------------- the dashboards: (page, url, what of them) -> what to picture. Names: "a|b"
 
 
 Columns = list[list[Locator]]  # what to picture, in columns from left to right
@@ -223,17 +186,26 @@ def open_dashboard(
     page.add_style_tag(content="app-header { visibility: hidden }")  # not at the edge of a picture
 
 
-def first_cards(page: Page, kind: str, count: int) -> Locator:
-    """The cards in the first pane, once there are as many as there should be."""
+def open_cards(
+    page: Page, url: str, name: str, kind: str, runs: str, tags: str, count: int, width: int = 1460
+) -> Locator:
+    """The cards of these runs and tags, once there are as many as there should be."""
+    state = {"tagFilter": f"^({tags})$", "regexInput": f"^({runs})$", "_smoothingWeight": "0"}
+    open_dashboard(page, url, name, width, **state)
     cards = page.locator("tf-category-paginated-view").first.locator(kind)
     expect(cards).to_have_count(count)
     return cards
 
 
+def count(names: str) -> int:
+    """How many there are in "a|b"."""
+    return 1 + names.count("|")
+
+
 def wait_for_shapes(cards: Locator, shape: str) -> None:
     """Wait until each card shows the shape: an SVG path through two points or more."""
     for card in cards.all():
-        expect(card.locator(shape).first).to_have_attribute("d", re.compile("M.*L"))
+        card.locator(f"{shape}[d*=L]").first.wait_for(state="attached")
 
 
 def show_outliers(page: Page) -> None:
@@ -241,19 +213,28 @@ def show_outliers(page: Page) -> None:
     page.get_by_text("Ignore outliers in chart scaling").click()
 
 
-def scalars(page: Page, url: str) -> Locator:
-    """Training loss, test loss and test accuracy."""
-    tags = "training loss|test/loss|test/accuracy"
-    open_dashboard(page, url, "scalars", 1460, tagFilter=tags, _smoothingWeight="0")
-    cards = first_cards(page, "tf-scalar-card", 3)
+def scalars(page: Page, url: str, runs: str, tags: str, log: bool = False) -> Locator:
+    """A chart for each tag. `log` gives the loss a logarithmic axis."""
+    cards = open_cards(page, url, "scalars", "tf-scalar-card", runs, tags, count(tags))
     show_outliers(page)
-    wait_for_shapes(cards, "path.line")
+    for card in cards.all():
+        expect(card.locator("path.line[d*=L]")).to_have_count(count(runs))
+        if log:
+            card.locator("[title='Toggle y-axis log scale']").click()
     return cards
 
 
-def custom_scalars(page: Page, url: str, **state: str) -> Locator:
+def charts(page: Page, url: str, runs: str, tags: str, log: bool = False) -> Columns:
+    """SCALARS with the names of the runs in their colours at the left."""
+    cards = scalars(page, url, runs, tags, log)
+    page.locator("tf-runs-selector paper-button").evaluate("button => button.remove()")
+    return [[page.locator(".name-row").locator(".checkbox, span")], [cards]]
+
+
+def custom_scalars(page: Page, url: str, runs: str = ANY) -> Locator:
     """Both charts of the layout, each with its legend."""
-    open_dashboard(page, url, "custom_scalars", 1060, 1000, _smoothingWeight="0", **state)
+    state = {"regexInput": f"^({runs})$", "_smoothingWeight": "0"}
+    open_dashboard(page, url, "custom_scalars", 1060, 1000, **state)
     cards = page.locator("tf-custom-scalar-multi-line-chart-card")
     expect(cards).to_have_count(2)
     show_outliers(page)
@@ -264,10 +245,17 @@ def custom_scalars(page: Page, url: str, **state: str) -> Locator:
     return page.locator("tf-category-paginated-view")
 
 
-def images(page: Page, url: str, tags: str, count: int = 1, **state: str) -> Locator:
-    """The cards of the images whose tags match, each in its own size."""
-    open_dashboard(page, url, "images", 1700, tagFilter=f"^({tags})$", **state)
-    cards = first_cards(page, "tf-image-loader", count)
+def both_losses(page: Page, url: str, run: str) -> Locator:
+    """CUSTOM SCALARS: training and test loss of one run on one chart."""
+    layout = custom_scalars(page, url, run)
+    return layout.locator("tf-custom-scalar-multi-line-chart-card").first
+
+
+def images_of(page: Page, url: str, runs: str, tags: str) -> Locator:
+    """The last images of each run, each in its own size."""
+    cards = open_cards(
+        page, url, "images", "tf-image-loader", runs, tags, count(runs) * count(tags), width=1700
+    )
     page.get_by_text("Show actual image size").click()
     for card in cards.all():
         picture = card.locator("img")
@@ -278,8 +266,11 @@ def images(page: Page, url: str, tags: str, count: int = 1, **state: str) -> Loc
     return cards
 
 
-def graph(page: Page, url: str) -> Locator:
-    """The graph, with the layers inside Net."""
+def graph(page: Page, url: str) -> Columns:
+    """The layers inside Net, up to the second pooling, and from there to the output.
+
+    The graph is far higher than wide; what is left out is the empty half of the box of Net.
+    """
     open_dashboard(page, url, "graphs", 1400, 1700)
     scene = page.locator("tf-graph-scene")
     scene.locator('g.node[data-name="Net"]').dblclick()
@@ -289,7 +280,7 @@ def graph(page: Page, url: str) -> Locator:
     page.locator("tf-graph-controls").get_by_text("Fit to screen").click()
     fitted = re.compile(r"scale\(1\.8\)$")  # TensorBoard's largest, which the window has room for
     expect(scene.locator("#root")).to_have_attribute("transform", fitted)
-    # It cuts "Conv2d[conv1]", of which the tooltip has all; squeezed a little it fits its box.
+    # It cuts "conv1 Conv2d", of which the tooltip has all; squeezed a little it fits its box.
     scene.locator("text", has_text="…").evaluate_all(
         """labels => labels.forEach(label => {
             label.textContent = label.querySelector("title").textContent
@@ -297,62 +288,42 @@ def graph(page: Page, url: str) -> Locator:
             label.setAttribute("lengthAdjust", "spacingAndGlyphs")
         })"""
     )
-    return scene.locator("#root")
-
-
-def graph_in_columns(page: Page, url: str) -> Columns:
-    """The graph, from the input up to the second pooling, and from there to the output.
-
-    It is far higher than wide; what is left out is the empty half of the box of Net.
-    """
-    nodes = graph(page, url).locator("g.node:not([data-name=Net]):not([data-name*='~~'])").all()
+    nodes = scene.locator("g.node:not([data-name=Net]):not([data-name*='~~'])").all()
     heights = {node.get_attribute("data-name"): node.bounding_box()["y"] for node in nodes}
     (middle,) = (y for name, y in heights.items() if "pool (2)" in name)
-    columns = (
-        [n for n in heights if heights[n] >= middle],
-        [n for n in heights if heights[n] <= middle],
-    )
+    below = [name for name, y in heights.items() if y >= middle]
+    above = [name for name, y in heights.items() if y <= middle]
     return [
-        [page.locator(", ".join(f'g.node[data-name="{n}"]' for n in names))] for names in columns
+        [page.locator(", ".join(f'g.node[data-name="{name}"]' for name in names))]
+        for names in (below, above)
     ]
 
 
-def histograms(page: Page, url: str) -> Locator:
-    """How the weights and gradients of three layers are spread at each report."""
-    return layer_cards(page, url, "histograms", "tf-histogram-loader", "g.histogram path")
-
-
-def distributions(page: Page, url: str) -> Locator:
-    """How the weights and gradients of three layers spread over the steps, as bands."""
-    return layer_cards(page, url, "distributions", "tf-distribution-loader", "path.area")
-
-
-def layer_cards(page: Page, url: str, dashboard: str, kind: str, shape: str) -> Locator:
-    """The cards of three layers' weights and gradients, with a shape drawn in each."""
-    tags = "^(weights|gradients)/(conv1|conv2|fc3).weight$"
-    open_dashboard(page, url, dashboard, 1460, tagFilter=tags)
-    cards = first_cards(page, kind, 6)
-    wait_for_shapes(cards, shape)
+def histograms_of(page: Page, url: str, runs: str, tags: str) -> Locator:
+    """How weights or gradients of each run are spread at each report."""
+    kind = "tf-histogram-loader"
+    cards = open_cards(page, url, "histograms", kind, runs, tags, count(runs) * count(tags))
+    wait_for_shapes(cards, "g.histogram path")
     return cards
 
 
-def text(page: Page, url: str) -> Locator:
-    """The tables: each class, the settings, where the time goes; each in its whole length."""
+def distributions(page: Page, url: str, tags: str) -> Locator:
+    """How weights and gradients spread over the steps, as bands."""
+    cards = open_cards(page, url, "distributions", "tf-distribution-loader", ANY, tags, count(tags))
+    wait_for_shapes(cards, "path.area")
+    return cards
+
+
+def text(page: Page, url: str) -> Columns:
+    """The tables, each in its whole length: the settings; each class, and where the time goes."""
     open_dashboard(page, url, "text", 940, 3000)
-    page.locator(
-        "button.heading", has_text="where the time goes"
-    ).click()  # it is the third: folded
+    page.locator("button.heading", has_text="where the time").click()  # it is the third: folded
     cards = page.locator("tf-text-loader")
     expect(cards).to_have_count(3)
     for card in cards.all():
         card.locator("td").first.wait_for()
         card.locator("#steps-container").evaluate("box => box.style.maxHeight = 'none'")
-    return cards
-
-
-def text_in_columns(page: Page, url: str) -> Columns:
-    """The settings at the left, the other two tables at the right."""
-    classes, settings, times = text(page, url).all()
+    classes, settings, times = cards.all()
     return [[settings], [classes, times]]
 
 
@@ -361,8 +332,7 @@ def pr_curves(page: Page, url: str) -> Locator:
     (tags,) = page.request.get(f"{url}data/plugin/pr_curves/tags").json().values()
     classes = four_of(sorted(tags))
     pattern = "|".join(map(re.escape, classes))
-    open_dashboard(page, url, "pr_curves", 1420, tagFilter=f"^({pattern})$")
-    cards = first_cards(page, "tf-pr-curve-card", len(classes))
+    cards = open_cards(page, url, "pr_curves", "tf-pr-curve-card", ANY, pattern, len(classes))
     wait_for_shapes(cards, "path.line")
     return cards
 
@@ -375,7 +345,7 @@ def four_of(classes: list[str]) -> list[str]:
 def projector(page: Page, url: str) -> Locator:
     """The images on a plane, as thumbnails; those of one class are marked with its name."""
     open_dashboard(page, url, "projector", 1240, 760)
-    frame = projector_frame(page)
+    frame = page.frame_locator("iframe").frame_locator("iframe")
     expect(frame.locator(".numDataPoints")).to_have_text(re.compile("[1-9]"))
     frame.locator("#colorby").click()
     frame.locator("#colorby paper-item:not([disabled])", has_text="label").click()
@@ -388,12 +358,7 @@ def projector(page: Page, url: str) -> Locator:
     return frame.locator("#left-pane, #main, #right-pane")
 
 
-def projector_frame(page: Page) -> FrameLocator:
-    """The projector is a page of its own, in a frame in a frame."""
-    return page.frame_locator("iframe").frame_locator("iframe")
-
-
-def hparams(page: Page, url: str, wanted: Sequence[str] = COLUMNS) -> Locator:
+def hparams(page: Page, url: str, wanted: list[str]) -> Locator:
     """The table of runs: what distinguishes them, and what they came to."""
     open_dashboard(page, url, "hparams", 1700, 900)
     boxes = page.locator("paper-checkbox.hparam-checkbox, paper-checkbox.metric-checkbox")
@@ -402,7 +367,7 @@ def hparams(page: Page, url: str, wanted: Sequence[str] = COLUMNS) -> Locator:
         """(boxes, wanted) => boxes
             .filter(box => box.checked != wanted.includes(box.innerText.trim()))
             .forEach(box => box.click())""",
-        list(wanted),
+        wanted,
     )
     cells = page.locator("vaadin-grid-cell-content:visible")
     cells.filter(has_text="test/accuracy").wait_for()
@@ -411,7 +376,7 @@ def hparams(page: Page, url: str, wanted: Sequence[str] = COLUMNS) -> Locator:
 
 def hparams_by_accuracy(page: Page, url: str) -> Columns:
     """What the table is sorted by, and the table, the best run first."""
-    table = hparams(page, url)
+    table = hparams(page, url, ["lr", "test/accuracy", "test/loss"])
     pane = page.locator("tf-hparams-query-pane")
     for menu, choice in (("Sort by", "test/accuracy"), ("Direction", "Descending")):
         menu = pane.locator(f"paper-dropdown-menu[label='{menu}']")
@@ -420,50 +385,6 @@ def hparams_by_accuracy(page: Page, url: str) -> Columns:
             menu.get_by_role("option", name=choice, exact=True).click()
     page.set_viewport_size({"width": 1000, "height": 2400})
     return [[pane.locator(".section", has_text="Sorting").last], [table]]
-
-
-# ----------------------------------- several runs: (page, url, "their|names") -> what to picture
-
-
-def only(runs: str) -> dict[str, str]:
-    """What the address of a dashboard says to show these runs alone."""
-    return {"regexInput": f"^({runs})$"}
-
-
-def charts(page: Page, url: str, runs: str, tags: str, log: bool = False) -> Columns:
-    """SCALARS: the names of the runs in their colours, and a chart for each tag ("a|b").
-
-    `log` gives the loss a logarithmic axis.
-    """
-    state = {"tagFilter": f"^({tags})$", "_smoothingWeight": "0"}
-    open_dashboard(page, url, "scalars", 1460, **state, **only(runs))
-    cards = first_cards(page, "tf-scalar-card", 1 + tags.count("|"))
-    show_outliers(page)
-    for card in cards.all():
-        expect(card.locator("path.line[d*=L]")).to_have_count(1 + runs.count("|"))
-        if log:
-            card.locator("[title='Toggle y-axis log scale']").click()
-    page.locator("tf-runs-selector paper-button").evaluate("button => button.remove()")
-    return [[page.locator(".name-row").locator(".checkbox, span")], [cards]]
-
-
-def both_losses(page: Page, url: str, run: str) -> Locator:
-    """CUSTOM SCALARS: training and test loss of one run on one chart."""
-    layout = custom_scalars(page, url, **only(run))
-    return layout.locator("tf-custom-scalar-multi-line-chart-card").first
-
-
-def histograms_of(page: Page, url: str, runs: str, tag: str) -> Locator:
-    """HISTOGRAMS: the same tag of each run."""
-    open_dashboard(page, url, "histograms", 1460, tagFilter=f"^{tag}$", **only(runs))
-    cards = first_cards(page, "tf-histogram-loader", 1 + runs.count("|"))
-    wait_for_shapes(cards, "g.histogram path")
-    return cards
-
-
-def images_of(page: Page, url: str, runs: str, tag: str) -> Locator:
-    """IMAGES: the last image of a tag of each run."""
-    return images(page, url, tag, 1 + runs.count("|"), **only(runs))
 
 
 def table(page: Page, url: str, _runs: str) -> Locator:
@@ -488,60 +409,34 @@ def parallel_coordinates(page: Page, url: str, _runs: str) -> Locator:
 # ------------------------------------------------------------------------------------ the pictures
 
 
-def writer_methods(page: Page, url: str) -> Locator:
-    """A table of the installed writer's add_... methods.
-
-    Raises CaptureError if these are not the ones that WRITER_METHODS describes.
-    """
-    installed = {name for name in dir(SummaryWriter) if name.startswith("add_")}
-    if unlike := installed ^ set(WRITER_METHODS):
-        raise CaptureError(
-            f"WRITER_METHODS and the installed SummaryWriter differ in {', '.join(sorted(unlike))}"
-        )
-    rows = "".join(
-        f"<tr><td><code>{name}</code><td>{dashboard}<td>{html.escape(purpose)}"
-        for name, (dashboard, purpose) in WRITER_METHODS.items()
-    )
+def local_page(page: Page, path: Path, parts: str) -> Locator:
+    """Parts of a page that is a file."""
     page.set_viewport_size({"width": WIDTH, "height": 1500})
-    page.set_content(
-        """<style>
-        body { font: 17px/1.3 "DejaVu Sans", sans-serif; margin: 0 }
-        table { border-collapse: collapse; width: 1200px }
-        td, th { padding: 7px 14px; text-align: left; border-bottom: 1px solid #ddd }
-        th { background: #f57c00; color: white }
-        td:nth-child(2) { font-size: 14px; white-space: nowrap }
-        tr:nth-child(odd) { background: #fafafa }
-        </style><table><tr><th>method of SummaryWriter<th>dashboard<th>what it is for"""
-        + rows
-        + "</table>"
-    )
-    return page.locator("table")
+    page.goto(path.as_uri())
+    return page.locator(parts)
 
 
-def report_page(page: Page, url: str) -> Locator:
-    """The top of the page that docs/report.py writes."""
-    page.set_viewport_size({"width": WIDTH, "height": 1500})
-    page.goto(url)
-    return page.locator("h1, section:nth-of-type(-n + 2)")
-
-
-DASHBOARDS: dict[str, Callable[[Page, str], Locator | Columns]] = {
-    "result_images": lambda page, url: images(page, url, "training images"),
-    "result_graphs": graph_in_columns,
-    "result_predic_each_step": lambda page, url: images(page, url, "predictions vs. actuals"),
-    "result_prcurve": pr_curves,
-    "result_scalars": scalars,
-    "result_histograms": histograms,
-    "result_distributions": distributions,
-    "result_projector": projector,
-    "result_text": text_in_columns,
-    "result_custom_scalars": custom_scalars,
-    "result_confusion_matrix": lambda page, url: images(page, url, "test/confusion matrix"),
-    "result_mistakes": lambda page, url: images(page, url, "test/worst mistakes"),
-    "result_filters": lambda page, url: images(
-        page, url, "what the net sees/(filters|feature maps)", count=2
-    ),
-}
+LAYERS = "|".join(
+    f"{what}/{layer}.weight"
+    for what in ("weights", "gradients")
+    for layer in ("conv1", "conv2", "fc3")
+)
+SEEN = "what the net sees/filters|what the net sees/feature maps"
+DASHBOARDS: dict[str, tuple] = {
+    "result_images": (images_of, ANY, "training images"),
+    "result_graphs": (graph,),
+    "result_predic_each_step": (images_of, ANY, "predictions vs. actuals"),
+    "result_prcurve": (pr_curves,),
+    "result_scalars": (scalars, ANY, "training loss|test/loss|test/accuracy"),
+    "result_histograms": (histograms_of, ANY, LAYERS),
+    "result_distributions": (distributions, LAYERS),
+    "result_projector": (projector,),
+    "result_text": (text,),
+    "result_custom_scalars": (custom_scalars,),
+    "result_confusion_matrix": (images_of, ANY, "test/confusion matrix"),
+    "result_mistakes": (images_of, ANY, "test/worst mistakes"),
+    "result_filters": (images_of, ANY, SEEN),
+}  # name: what shows it, and what of it
 
 LOSS_AND_ACCURACY = "training loss|test/accuracy"
 LOSS_AND_NORM = "training loss|training progress/gradient norm"
@@ -581,11 +476,11 @@ def take_picture(page: Page, target: Locator) -> Image.Image:
     """Picture the part of the page that holds all that `target` matches, once it stands still."""
     page.mouse.move(0, 0)  # nothing shall be highlighted
     deadline = time.monotonic() + TIMEOUT
-    before, after = b"", still(page, target)
-    while after != before:
+    before = b""
+    while (after := still(page, target)) != before:
         if time.monotonic() > deadline:
             raise CaptureError("the page does not stand still")
-        before, after = after, still(page, target)
+        before = after
     return Image.open(io.BytesIO(after)).convert("RGB")
 
 
@@ -622,22 +517,13 @@ def still(page: Page, target: Locator) -> bytes:
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a picture of WIDTH pixels or less, in few enough colours for MAX_BYTES."""
     if picture.width > WIDTH:
-        height = round(picture.height * WIDTH / picture.width)
-        picture = picture.resize((WIDTH, height), Image.Resampling.LANCZOS)
+        picture = ImageOps.scale(picture, WIDTH / picture.width, Image.Resampling.LANCZOS)
     for colors in (256, 128, 64):
         picture.quantize(colors, dither=Image.Dither.NONE).save(path, optimize=True)
         if path.stat().st_size <= MAX_BYTES:
             print(path, flush=True)
             return
     raise CaptureError(f"{path.name} does not fit into {MAX_BYTES:,} bytes")
-
-
-def in_page_size(picture: Image.Image) -> Image.Image:
-    """Shrink a picture that is narrower than others by as much as a page shrinks those."""
-    if picture.width >= WIDTH:
-        return picture
-    size = [round(side * PAGE_WIDTH / WIDTH) for side in picture.size]
-    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def summarize(run_dir: Path) -> dict:
@@ -657,7 +543,10 @@ def summarize(run_dir: Path) -> dict:
             for tag in ("training loss", "test/loss", "test/accuracy")
         },
         "classes": {
-            name: dict(zip(heading[1:], map(number, cells), strict=True))
+            name: {
+                key: json.loads(cell.replace(",", ""))  # such as 1,000 or 0.296
+                for key, cell in zip(heading[1:], cells, strict=True)
+            }
             for name, *cells in classes
         },
     }
@@ -671,11 +560,6 @@ def read_table(log: EventAccumulator, tag: str) -> list[list[str]]:
         [html.unescape(cell.strip()) for cell in row.strip("|").split("|")]
         for row in (heading, *rows)
     ]
-
-
-def number(text: str) -> int | float:
-    """A number of a table, such as 1,000 or 0.296."""
-    return float(text) if "." in text else int(text.replace(",", ""))
 
 
 def draw(browser: Browser, name: str, show: Callable, *where: object) -> Image.Image:
@@ -695,21 +579,22 @@ def capture_run(run_dir: Path, out: Path) -> None:
     if "." not in finished_runs(run_dir):
         raise CaptureError(f"{str(run_dir)!r} is not the folder of a finished run")
     with open_browser() as browser:
+
+        def save(name: str, show: Callable, *where: object) -> None:
+            save_picture(draw(browser, name, show, *where), out / f"{name}.png")
+
         out.mkdir(parents=True, exist_ok=True)
         animation.save_animation(animation.read_story(run_dir), out / "training.gif")
         summary = json.dumps(summarize(run_dir), indent=2, ensure_ascii=False)
         (out / "run.json").write_text(summary + "\n", encoding="utf-8")
-        picture = draw(browser, "writer_add_methods", writer_methods, "")
-        save_picture(picture, out / "writer_add_methods.png")
+        save("writer_add_methods", local_page, METHODS, "table")
         with copies_of([run_dir]) as alone, start_tensorboard(alone) as url:
-            for name, show in DASHBOARDS.items():
-                save_picture(draw(browser, name, show, url), out / f"{name}.png")
-            page = write_report(alone / run_dir.name)
-            picture = draw(browser, "result_report", report_page, page.as_uri())
-            save_picture(picture, out / "result_report.png")
+            for name, (show, *what) in DASHBOARDS.items():
+                save(name, show, url, *what)
+            report = write_report(alone / run_dir.name)
+            save("result_report", local_page, report, "h1, section:nth-of-type(-n + 2)")
         with start_tensorboard(run_dir.parent) as url:  # the other runs are rows of the table too
-            picture = draw(browser, "result_hparams", hparams_by_accuracy, url)
-            save_picture(picture, out / "result_hparams.png")
+            save("result_hparams", hparams_by_accuracy, url)
 
 
 def capture_comparisons(log_dir: Path, out: Path, names: Sequence[str]) -> None:
@@ -726,8 +611,11 @@ def capture_comparisons(log_dir: Path, out: Path, names: Sequence[str]) -> None:
             with copies_of(map(log_dir.joinpath, runs.split("|"))) as copies:
                 with start_tensorboard(copies) as url:
                     picture = draw(browser, name, show, url, runs, *what)
+            if picture.width < WIDTH:  # as much smaller as a page shows the wider ones
+                factor = PAGE_WIDTH / WIDTH
+                picture = ImageOps.scale(picture, factor, Image.Resampling.LANCZOS)
             (out / name).parent.mkdir(parents=True, exist_ok=True)
-            save_picture(in_page_size(picture), out / f"{name}.png")
+            save_picture(picture, out / f"{name}.png")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -737,7 +625,7 @@ def main(argv: list[str] | None = None) -> int:
     add("run_dir", type=Path, nargs="?", metavar="RUN_DIR", help="of a run: the README's pictures")
     add("--compare", type=Path, metavar="FOLDER", help="of runs: the pictures that compare them")
     add("--only", nargs="+", choices=COMPARISONS, metavar="NAME", help="of --compare, these alone")
-    add("--out", type=Path, default=Path(__file__).parent, help="where to write (default: here)")
+    add("--out", type=Path, default=HERE, help="where to write (default: here)")
     args = parser.parse_args(argv)
     if not (args.run_dir or args.compare):
         parser.error("RUN_DIR or --compare FOLDER is missing: there is nothing to picture")

@@ -15,8 +15,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from viz import GAP, RIGHT, TILE, TITLE, WRONG  # noqa: E402
 
 WIDTH = 830  # pixels: as wide as GitHub shows a page
-SECONDS = 1.0  # for each report
-LAST_SECONDS = 4.0  # for the last one, which comes first: it is also the still picture
+EACH, LAST = 1000, 4000  # milliseconds; the last report comes first: it is also the still picture
 LINE = 4  # pixels: the frame around an image
 TRAINING, TEST = "tab:blue", "tab:orange"
 
@@ -59,17 +58,12 @@ def with_frames(picture: Image.Image) -> Image.Image:
     picture = picture.copy()
     draw = ImageDraw.Draw(picture)
     for left in range(0, picture.width, TILE + 2 * GAP):
-        title = picture.crop((left, 0, left + TILE + 2 * GAP, TITLE - GAP))
+        title = np.asarray(picture.crop((left, 0, left + TILE + 2 * GAP, TITLE - GAP)))
+        red, green, _ = title.mean(axis=(0, 1))  # on white, letters lack the other colour
         x, y = left + GAP - LINE, TITLE - LINE
         box = (x, y, x + TILE + 2 * LINE - 1, y + TILE + 2 * LINE - 1)  # its last pixels, too
-        draw.rectangle(box, outline=RIGHT if is_right(title) else WRONG, width=LINE)
+        draw.rectangle(box, outline=RIGHT if green > red else WRONG, width=LINE)
     return picture
-
-
-def is_right(title: Image.Image) -> bool:
-    """Whether a title is green, not red: on white, the letters lack the other colour."""
-    red, green, _ = np.asarray(title).mean(axis=(0, 1))
-    return green > red
 
 
 def draw_curves(story: Story, step: int, width: int, height: int) -> Image.Image:
@@ -114,5 +108,5 @@ def save_animation(story: Story, path: Path) -> None:
     # One palette for all, or the photographs would flicker. This method keeps rare colours too.
     palette = frames[0].quantize(255, Image.Quantize.MAXCOVERAGE, kmeans=1)
     first, *others = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
-    durations = [int(1000 * LAST_SECONDS), *[int(1000 * SECONDS)] * (count - 1)]
+    durations = [LAST, *[EACH] * (count - 1)]
     first.save(path, save_all=True, append_images=others, duration=durations, loop=0, optimize=True)

@@ -29,8 +29,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 try:  # first, for it takes no time: PyTorch takes seconds
-    from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
-    from playwright.sync_api import Error as PlaywrightError
+    from playwright.sync_api import Browser, Error, Locator, Page, expect, sync_playwright
 except ModuleNotFoundError:
     print("capture.py: error: first: pip install -r tests/requirements.txt", file=sys.stderr)
     raise SystemExit(2) from None
@@ -569,7 +568,7 @@ def draw(browser: Browser, name: str, show: Callable, *where: object) -> Image.I
             target = show(page, *where)
             take = take_columns if isinstance(target, list) else take_picture
             return take(page, target)
-        except (PlaywrightError, AssertionError) as error:
+        except (Error, AssertionError) as error:
             first_line = str(error).partition("\n")[0]
             raise CaptureError(f"{name} was not drawn: {first_line}") from error
 

@@ -91,7 +91,9 @@ def page(browser, urls):
 
 def ask_again(page, request, url: str) -> object:
     """What TensorBoard answers; of tags the names, for one loader repeats these as titles."""
-    answer = page.request.fetch(url, method=request.method, data=request.post_data)
+    form = {key: value for key, value in request.headers.items() if key == "content-type"}
+    data = request.post_data
+    answer = page.request.fetch(url, method=request.method, data=data, headers=form)
     assert answer.ok
     if "json" not in answer.headers["content-type"]:
         return answer.body()

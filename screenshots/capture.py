@@ -415,11 +415,8 @@ def local_page(page: Page, path: Path, parts: str) -> Locator:
     return page.locator(parts)
 
 
-LAYERS = "|".join(
-    f"{what}/{layer}.weight"
-    for what in ("weights", "gradients")
-    for layer in ("conv1", "conv2", "fc3")
-)
+LAYERS = "weights/conv1.weight|weights/conv2.weight|weights/fc3.weight"
+LAYERS += "|gradients/conv1.weight|gradients/conv2.weight|gradients/fc3.weight"
 SEEN = "what the net sees/filters|what the net sees/feature maps"
 DASHBOARDS: dict[str, tuple] = {
     "result_images": (images_of, ANY, "training images"),

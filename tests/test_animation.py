@@ -1,4 +1,4 @@
-"""The animated picture of a run, and the one of the READMEs."""
+"""The animated picture of a run, beside what the run's own net says, and the one of the READMEs."""
 
 import json
 
@@ -6,10 +6,13 @@ import animation
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, read_events, read_scalars
+from conftest import CLASSES, ROOT, read_events, read_scalars
 from PIL import Image
 
 import viz
+from data import read_source
+from model import Net
+from support.checkpoint import load_checkpoint
 
 GREEN, RED = (0, 128, 0), (255, 0, 0)
 
@@ -35,19 +38,31 @@ def test_every_report_has_a_frame_and_the_last_comes_first(story, tiny_run, tmp_
             assert np.argmin(far) == index and min(far) < 5
 
 
+def test_frames_are_green_where_the_net_is_right(story, tiny_run):
+    saved = load_checkpoint(tiny_run)
+    _, test, _ = read_source(saved["settings"]["data"], "", [])
+    images, labels = test.sample(8, saved["settings"]["seed"])
+    net = Net(len(CLASSES))
+    net.load_state_dict(saved["net"])
+    with torch.no_grad():
+        right = (net(images).argmax(dim=1) == labels).tolist()
+    assert frame_colors(animation.draw_frame(story, -1)) == [GREEN if r else RED for r in right]
+
+
 def test_a_frame_has_the_color_of_its_title():
-    expected = [GREEN, RED] * 3 + [RED, GREEN]
-    colors = [viz.RIGHT if color == GREEN else viz.WRONG for color in expected]
-    figure = viz.matplotlib_imshow(
-        torch.zeros(8, 3, 32, 32), ["cat, 9.9%\n(label: dog)"] * 8, colors
-    )
+    right = [True, False] * 3 + [False, True]
+    colors = [viz.RIGHT if r else viz.WRONG for r in right]
+    titles = ["cat, 9.9%\n(label: dog)"] * 8
+    figure = viz.matplotlib_imshow(torch.zeros(8, 3, 32, 32), titles, colors)
     figure.savefig(pixels := animation.io.BytesIO())
     points = [(2, 0.5)]
     story = animation.Story([(2, Image.open(pixels).convert("RGB"))], points, points, points)
-    frame = animation.draw_frame(story, 0)
-    # Four in a row, each 144 pixels wide and 128 high.
-    around = [(144 * (i % 4) + 72, 200 * (i // 4) + 54) for i in range(8)]
-    assert [frame.getpixel(point) for point in around] == expected
+    assert frame_colors(animation.draw_frame(story, 0)) == [GREEN if r else RED for r in right]
+
+
+def frame_colors(frame: Image.Image) -> list[tuple[int, int, int]]:
+    """The colours around the eight images: four in a row, each 144 pixels wide and 128 high."""
+    return [frame.getpixel((144 * (i % 4) + 72, 200 * (i // 4) + 54)) for i in range(8)]
 
 
 def test_curves_grow_up_to_their_step(story, tiny_run, monkeypatch):

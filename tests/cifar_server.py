@@ -3,15 +3,15 @@
 A test module gets the fixtures with `tiny, server = cifar_server.tiny, cifar_server.server`.
 """
 
+import functools
 import hashlib
 import io
 import pickle
 import re
+import signal
 import tarfile
 import threading
-import time
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -21,13 +21,7 @@ from torchvision.datasets import CIFAR10
 from support import cifar10, mirrors
 
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
-PROBE_BYTES = 4096  # the tiny archive has about 180,000
 TRAIN_FILES = [f"data_batch_{n}" for n in range(1, 6)]
-PER_FILE = 10  # images: 30 kB
-
-
-def md5(content: bytes) -> str:
-    return hashlib.md5(content).hexdigest()
 
 
 def tar_gz(members: list[tuple[str | tarfile.TarInfo, bytes]]) -> bytes:
@@ -45,39 +39,38 @@ def tar_gz(members: list[tuple[str | tarfile.TarInfo, bytes]]) -> bytes:
 class TinyCifar:
     """An archive in CIFAR-10's layout, and the pixels and labels that are in it."""
 
-    archive: bytes
+    archive: bytes  # about 180,000
     files: dict[str, bytes]  # the unpacked files by name
     images: dict[bool, np.ndarray]  # train? -> (N, 32, 32, 3) uint8
     labels: dict[bool, list[int]]
 
     def put(self, patch: pytest.MonkeyPatch) -> None:
         """Put it in the place of the real CIFAR-10, without mirrors, in this process."""
-        sums = [[name, md5(content)] for name, content in self.files.items()]
-        train = [pair for pair in sums if pair[0] in TRAIN_FILES]
-        test = [pair for pair in sums if pair[0] == "test_batch"]
-        meta = {"filename": "batches.meta", "key": "label_names", "md5": dict(sums)["batches.meta"]}
-        for owner, values in {
-            cifar10: {"ARCHIVE_SIZE": len(self.archive), "ARCHIVE_MD5": md5(self.archive)},
-            mirrors: {"PROBE_BYTES": PROBE_BYTES, "ENOUGH": PROBE_BYTES, "GRACE_S": 0.1},
-            CIFAR10: {"train_list": train, "test_list": test, "meta": meta},
-        }.items():
-            for name, value in values.items():
-                patch.setattr(owner, name, value)
+        sums = {name: hashlib.md5(content).hexdigest() for name, content in self.files.items()}
+        meta = {"filename": "batches.meta", "key": "label_names", "md5": sums["batches.meta"]}
+        patch.setattr(CIFAR10, "train_list", [[name, sums[name]] for name in TRAIN_FILES])
+        patch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
+        patch.setattr(CIFAR10, "meta", meta)
+        patch.setattr(cifar10, "ARCHIVE_SIZE", len(self.archive))
+        patch.setattr(cifar10, "ARCHIVE_MD5", hashlib.md5(self.archive).hexdigest())
         patch.setattr(cifar10, "BUILT_IN_MIRRORS", ())
+        patch.setattr(mirrors, "PROBE_BYTES", 4096)
+        patch.setattr(mirrors, "ENOUGH", 4096)
+        patch.setattr(mirrors, "GRACE_S", 0.1)
 
 
+@functools.cache
 def make_tiny() -> TinyCifar:
-    """Noise images, as many in each of the six batch files."""
+    """Noise, ten images in each of the six batch files."""
     rng = np.random.default_rng(0)
     files, images, labels = {}, {}, {}
     for train, names in ((True, TRAIN_FILES), (False, ["test_batch"])):
-        count = PER_FILE * len(names)
-        images[train] = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-        labels[train] = [n % 10 for n in range(count)]
-        for n, name in enumerate(names):
-            some = slice(n * PER_FILE, (n + 1) * PER_FILE)
-            rows = images[train][some].transpose(0, 3, 1, 2).reshape(PER_FILE, 3072)
-            files[name] = pickle.dumps({"data": rows, "labels": labels[train][some]})
+        batches = rng.integers(0, 256, (len(names), 10, 3, 32, 32), dtype=np.uint8)
+        images[train] = batches.transpose(0, 1, 3, 4, 2).reshape(-1, 32, 32, 3)
+        labels[train] = list(range(10)) * len(names)
+        for name, batch in zip(names, batches, strict=True):
+            rows = batch.reshape(10, 3072)
+            files[name] = pickle.dumps({"data": rows, "labels": list(range(10))})
     files["batches.meta"] = pickle.dumps({"label_names": CLASSES, "num_vis": 3072})
     members = [(f"{CIFAR10.base_folder}/{name}", content) for name, content in files.items()]
     return TinyCifar(tar_gz(members), files, images, labels)
@@ -92,181 +85,108 @@ class Server(ThreadingHTTPServer):
     def __init__(self, archive: bytes):
         super().__init__(("127.0.0.1", 0), Handler)
         self.archive = archive
-        self.asked: list[tuple[str, str]] = []  # (habit, Range header) of every request
-        self.sent_by: Counter[str] = Counter()  # bytes of bodies, by habit
-        self.counting = threading.Lock()
-        self.go_on = threading.Event()  # ends the silence of the silent habits
-        self.redirect_to = ""
+        self.habits: list[str] = []  # who was asked, in order
+        self.ranges: list[str] = []  # and for what
+        self.sent: list[int] = []  # bytes of bodies, piece by piece
+        self.go_on = threading.Event()  # lifts every limit, ends every silence
+        self.redirect_to = self.url("good")
 
     def url(self, habit: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{habit}/{cifar10.ARCHIVE_NAME}"
-
-    @property
-    def sent(self) -> int:
-        """Bytes of all bodies."""
-        return self.sent_by.total()
-
-    def habits(self) -> list[str]:
-        """Who was asked, in order."""
-        return [habit for habit, _ in self.asked]
 
     def handle_error(self, request, client_address) -> None:
         """A client that hangs up is no news."""
 
 
+NO_HTTP = {
+    "hangs_up": b"",
+    "mail": b"220 this is a mail server\r\n" * 3,
+    "rude": b"HTTP/1.0 404 \x1b[31mNot\x07 \x9bhere\r\n\r\n",
+}
+
+
 class Handler(BaseHTTPRequestHandler):
-    """One method per habit."""
+    """Answers as the habit in the path says."""
 
     server: Server
 
     def do_GET(self) -> None:
-        self.habit = habit = self.path.split("/")[1]
-        asked_before = self.server.habits().count(habit)
-        self.server.asked.append((habit, self.headers.get("Range", "")))
-        self.archive, self.size = self.server.archive, len(self.server.archive)
-        self.middle = self.size // 2
-        span = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        self.start = int(span[1]) if span else 0  # the first byte that the client wants
-        if habit.isdigit():
-            self.send_error(int(habit))
-        elif habit.startswith("cuts"):  # cuts10: breaks off ten times
-            self.good(self.size // 12 if asked_before < int(habit[4:]) else self.size)
+        server, habit = self.server, self.path.split("/")[1]
+        server.habits.append(habit)
+        server.ranges.append(self.headers["Range"])
+        self.start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1])
+        if habit in NO_HTTP:
+            self.wfile.write(NO_HTTP[habit])
+        elif habit == "silent":
+            server.go_on.wait()
+        elif habit == "late":  # later than others show what they can
+            server.go_on.wait(2 * mirrors.PROBE_S)
+            self.answer("good")
+        elif habit == "pause":  # silent in the middle, but only the first time
+            self.throttled(1e6, 1e6 if self.start else 0)
         elif habit.startswith("rate"):  # rate80: 80 kB/s; rate80-10: 10 from the middle on
-            self.throttled(*map(int, habit[4:].split("-")))
+            rate, _, later = habit.removeprefix("rate").partition("-")
+            self.throttled(float(rate), float(later or rate))
         else:
-            getattr(self, habit)()
+            self.answer(habit)
 
-    def log_message(self, *args) -> None:
-        pass
+    def answer(self, habit: str) -> None:
+        """One of the habits that need no time."""
+        archive, start = self.server.archive, self.start
+        size, rest, half = len(archive), archive[start:], archive[start : len(archive) // 2]
+        span = {"Content-Range": f"bytes {start}-{size - 1}/{size}"}
+        part = {**span, "Content-Length": len(rest)}
+        whole = {"Content-Length": size}
+        chunked = {**span, "Transfer-Encoding": "chunked"}
+        status, headers, body = {
+            "good": (206, part, rest),
+            "surplus": (206, span, rest + archive),
+            "twelfths": (206, part, rest[: size // 12 + 1]),
+            "one_byte": (206, part, rest[:1]),
+            "wrong": (206, part, bytes(len(rest))),
+            "wrong_half": (206, part, bytes(len(half))),
+            "no_range": (200, whole, archive),
+            "no_range_half": (200, whole, archive[: size // 2]),
+            "other_place": (206, {"Content-Range": f"bytes 0-{size - 1}/{size}"}, archive),
+            "other_size": (206, {"Content-Range": "bytes 0-9/10"}, archive[:10]),
+            "broken_chunks": (206, chunked, b"%x\r\n" % len(rest) + half),  # one, broken off
+            "page": (200, {"Content-Type": "text/html"}, b"<html>Please log in.</html>"),
+            "redirect": (302, {"Location": self.server.redirect_to}, b""),
+            "404": (404, {}, b""),
+        }[habit]
+        self.head(status, headers)
+        self.body(body)
 
-    def head(self, status: int, **headers: object) -> None:
+    def throttled(self, rate: float, later: float) -> None:
+        """So many kB/s, and `later` from the middle on."""
+        archive, start = self.server.archive, self.start
+        middle = len(archive) // 2
+        self.head(206, {"Content-Range": f"bytes {start}-{len(archive) - 1}/{len(archive)}"})
+        while start < len(archive):
+            end = min(start + int(20 * rate), middle) if start < middle else start + int(20 * later)
+            self.body(archive[start:end])
+            start = end
+            if self.server.go_on.wait(0.02):
+                rate = later = 1e6
+
+    def head(self, status: int, headers: dict[str, object]) -> None:
         self.send_response(status)
         for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), str(value))
+            self.send_header(name, str(value))
         self.end_headers()
 
     def body(self, content: bytes) -> None:
         self.wfile.write(content)
-        with self.server.counting:
-            self.server.sent_by[self.habit] += len(content)
+        self.server.sent.append(len(content))
 
-    def head_206(self, start: int) -> None:
-        span = f"bytes {start}-{self.size - 1}/{self.size}"
-        self.head(206, Content_Length=self.size - start, Content_Range=span)
-
-    def good(self, most: int = 2**30, content: bytes = b"") -> None:
-        """At most so many bytes; the client hears of a length that includes the rest."""
-        if self.start >= self.size:
-            return self.send_error(416)
-        self.head_206(self.start)
-        self.body((content or self.archive)[self.start :][:most])
-
-    def throttled(self, rate: int, then: int = 0) -> None:
-        """So many kB/s, and `then` from the middle on; without limit after `go_on`."""
-        start, due = self.start, time.monotonic()
-        self.head_206(start)
-        while start < self.size and not self.server.go_on.wait(max(0, due - time.monotonic())):
-            is_late = then and start >= self.middle
-            end = min(start + 20 * (then if is_late else rate), self.size)
-            if start < self.middle < end:
-                end = self.middle
-            self.body(self.archive[start:end])
-            start, due = end, due + 0.02
-        self.body(self.archive[start:])
-
-    def trickle(self) -> None:
-        """A byte now and then."""
-        self.head_206(self.start)
-        for place in range(self.start, self.size):
-            self.server.go_on.wait(0.02)
-            self.body(self.archive[place : place + 1])
-
-    def late(self) -> None:
-        """Answers later than others show what they can."""
-        self.server.go_on.wait(2 * mirrors.PROBE_S)
-        self.good()
-
-    def one_byte(self) -> None:
-        """One byte for each connection."""
-        self.good(most=1)
-
-    def rude(self) -> None:
-        self.wfile.write(b"HTTP/1.0 404 \x1b[31mNot\x07 \x9bhere\r\n\r\n")
-
-    def half(self) -> None:
-        """Stops in the middle, and never has more."""
-        self.good(most=max(0, self.middle - self.start))
-
-    def no_range(self) -> None:
-        self.head(200, Content_Length=self.size)
-        self.body(self.archive)
-
-    def no_range_half(self) -> None:
-        self.head(200, Content_Length=self.size)
-        self.body(self.archive[: self.middle])
-
-    def wrong(self) -> None:
-        self.good(content=bytes(self.size))
-
-    def wrong_half(self) -> None:
-        self.good(most=max(0, self.middle - self.start), content=bytes(self.size))
-
-    def silent(self) -> None:
-        self.server.go_on.wait()
-
-    def silent_body(self) -> None:
-        self.head_206(self.start)
-        self.server.go_on.wait()
-
-    def pause(self) -> None:
-        """Half of the archive, then silence until `go_on`, then the rest."""
-        self.head_206(self.start)
-        if self.start < self.middle:
-            self.body(self.archive[self.start : self.middle])
-            self.server.go_on.wait()
-        self.body(self.archive[max(self.middle, self.start) :])
-
-    def page(self) -> None:
-        self.head(200, Content_Type="text/html")
-        self.body(b"<html>Please log in.</html>")
-
-    def other_place(self) -> None:
-        """206, but from the beginning, whatever was asked for."""
-        self.head_206(0)
-        self.body(self.archive)
-
-    def other_size(self) -> None:
-        self.head(206, Content_Length=10, Content_Range="bytes 0-9/10")
-        self.body(b"0123456789")
-
-    def endless(self) -> None:
-        self.head(206, Content_Range=f"bytes {self.start}-{self.size - 1}/{self.size}")
-        while True:
-            self.body(b"too much" * 1000)
-
-    def broken_chunks(self) -> None:
-        """The archive as one chunk, broken off in its middle."""
-        span = f"bytes {self.start}-{self.size - 1}/{self.size}"
-        self.head(206, Transfer_Encoding="chunked", Content_Range=span)
-        self.body(b"%x\r\n" % (self.size - self.start) + self.archive[self.start : self.middle])
-
-    def no_http(self) -> None:
-        self.wfile.write(b"220 this is a mail server\r\n" * 3)
-
-    def hangs_up(self) -> None:
+    def log_message(self, *args) -> None:
         pass
-
-    def redirect(self) -> None:
-        self.head(302, Location=self.server.redirect_to or self.server.url("good"))
-
-    def loop(self) -> None:
-        self.head(302, Location=self.server.url("loop"))
 
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> TinyCifar:
     """A tiny CIFAR-10, put in the place of the real one in this process."""
-    cifar = make_tiny()
+    cifar = replace(make_tiny())
     cifar.put(monkeypatch)
     monkeypatch.delenv("CIFAR10_MIRROR", raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -275,15 +195,15 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> TinyCifar:
 
 @pytest.fixture
 def server(tiny: TinyCifar):
-    """The server of `tiny`'s archive."""
-    server = Server(tiny.archive)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.go_on.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    """The server of `tiny`'s archive; a test that waits for it for ever fails."""
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("the download does not end"))
+    signal.alarm(15)  # seconds; it takes one or two
+    with Server(tiny.archive) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01]).start()
+        yield server
+        signal.alarm(0)
+        server.go_on.set()
+        server.shutdown()
     for thread in threading.enumerate():
         if thread.name.startswith("mirror"):  # left behind, and now without a server
             thread.join(5)

@@ -144,7 +144,7 @@ class Handler(BaseHTTPRequestHandler):
             "twelfths": (206, part, rest[: size // 12 + 1]),
             "one_byte": (206, part, rest[:1]),
             "wrong": (206, part, bytes(len(rest))),
-            "wrong_half": (206, part, bytes(len(half))),
+            "half_wrong": (206, part, bytes(len(half))),
             "no_range": (200, whole, archive),
             "no_range_half": (200, whole, archive[: size // 2]),
             "other_place": (206, {"Content-Range": f"bytes 0-{size - 1}/{size}"}, archive),

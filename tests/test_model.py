@@ -14,9 +14,8 @@ from support.processes import Processes
 def test_the_net_is_the_notes_formula_for_a_batch_of_any_size(batch, classes):
     """Written out with functions only, from the weights."""
     net, images = Net(classes), torch.randn(batch, 3, 32, 32)
-    w = net.state_dict()
+    w, x = net.state_dict(), images
     assert sum(map(torch.numel, w.values())) == 61_156 + 85 * classes  # 62,006 for ten
-    x = images
     for layer in ("conv1", "conv2"):
         x = torch.nn.functional.conv2d(x, w[f"{layer}.weight"], w[f"{layer}.bias"])
         x = torch.nn.functional.max_pool2d(x.clamp(min=0), 2)

@@ -494,18 +494,19 @@ def test_the_layout_puts_both_losses_on_one_chart(writer):
     assert rate == ["^training progress/learning rate$"]
 
 
-def test_the_projector_gets_features_names_and_thumbnails(writer):
+@pytest.mark.parametrize("height, width", [(40, 20), (20, 40)])
+def test_the_projector_gets_features_names_and_thumbnails(writer, height, width):
     features, labels = torch.randn(30, 84), torch.arange(30) % 3
-    images = torch.rand(30, 3, 40, 20) * 2 - 1
+    images = torch.rand(30, 3, height, width) * 2 - 1
     viz.add_projector(writer, features, images, labels, ["a", "b", "雪"], 12)
     (folder,) = Path(writer.log_dir).glob("00012/*")
     np.testing.assert_allclose(np.loadtxt(folder / "tensors.tsv"), features, rtol=1e-5)
     assert (folder / "metadata.tsv").read_text(encoding="utf-8").split() == ["a", "b", "雪"] * 10
     second = np.asarray(Image.open(folder / "sprite.png"))[:20, 20:40] / 255
     pixels = (images[1].permute(1, 2, 0) / 2 + 0.5).numpy()
-    means = pixels.reshape(20, 2, 10, 2, 3).mean(axis=(1, 3))
-    np.testing.assert_allclose(second[:, :10], means, atol=0.01)
-    assert (second[:, 10:] == 1).all()  # white
+    means = pixels.reshape(height // 2, 2, width // 2, 2, 3).mean(axis=(1, 3))
+    np.testing.assert_allclose(second[: height // 2, : width // 2], means, atol=0.01)
+    assert (second[height // 2 :] == 1).all() and (second[:, width // 2 :] == 1).all()  # white
 
 
 # -------------------------------------------------------------------------------------- the graph

@@ -48,8 +48,10 @@ def test_a_batch_is_normalised_as_torchvision_does_it_and_the_images_stay():
 
 def test_images_can_be_taken_one_by_one_until_there_are_no_more():
     dataset = numbered(4)
-    assert [label for _, label in dataset] == [0, 1, 2, 3]
-    assert dataset[-1][1] == 3 and isinstance(dataset[-1][1], int)
+    assert [dataset[index][1] for index in (0, 3, -1)] == [0, 3, 3]
+    assert isinstance(dataset[-1][1], int)
+    with pytest.raises(IndexError):  # which ends an iteration
+        dataset[4]
 
 
 @pytest.mark.parametrize("seed", [3, 4])
@@ -73,8 +75,7 @@ def test_a_sample_leaves_the_augmentation_of_the_run_alone():
     dataset = numbered(20, generator)
     before = generator.get_state()
     first, second = dataset.sample(20, seed=1)[0], dataset.sample(20, seed=1)[0]
-    assert torch.equal(generator.get_state(), before)
-    assert torch.equal(first, second)
+    assert torch.equal(generator.get_state(), before) and torch.equal(first, second)
     plain, _ = ImageDataset(dataset.images, dataset.labels, ["a", "b"]).sample(20, seed=1)
     assert not torch.equal(first, plain)  # augmented as in training
 
@@ -282,8 +283,7 @@ def test_auto_alone_falls_back_to_the_shapes_loudly(few_shapes, cifar10_dir, cap
     (cifar10_dir / CIFAR10.base_folder / "test_batch").write_bytes(b"")
     where = {"data_dir": str(cifar10_dir), "mirrors": ["http://127.0.0.1:9/"]}
     loaded = load_data("auto", **where)
-    assert loaded.source == "shapes" and loaded.is_stand_in
-    assert loaded.classes == shapes.CLASSES
+    assert loaded.source == "shapes" and loaded.is_stand_in and loaded.classes == shapes.CLASSES
     warning = capsys.readouterr().err
     assert re.search("WARNING: .*test_batch is damaged.*127.0.0.1:9", warning)
     assert "NOT CIFAR-10" in warning

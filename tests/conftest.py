@@ -11,6 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 import train_cifar
+from support import device
 from support.checkpoint import load_checkpoint
 
 CLASSES = ["leaf", "sky", "雪 豹"]  # sorted, as the folder reader gives them
@@ -24,6 +25,10 @@ OUR_CALLS = rf"error:::(support\.)?({'|'.join(sorted(OURS))})$"
 # Whether a Chinese font is installed where the tests run is no fault of the program's.
 NO_FONT = "ignore:no font with Chinese characters"
 os.environ["PYTHONWARNINGS"] = NO_FONT  # in programs that the tests start
+# Two files are tested at a time: on two cores, several threads of each would wait for the other's.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+device.ALL_THREADS = 1
 
 
 def pytest_configure(config: pytest.Config) -> None:

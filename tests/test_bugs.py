@@ -39,7 +39,6 @@ def start(monkeypatch):
     """Run docs/bugs.py in this process, where the healthy lesson is forgotten meanwhile."""
 
     def start(*words: object) -> int:
-        torch.set_num_threads(1)  # several wait for each other where others want the cores, too
         for module in list(sys.modules):
             if module.partition(".")[0] in HEALTHY:
                 monkeypatch.delitem(sys.modules, module)

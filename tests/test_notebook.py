@@ -133,7 +133,6 @@ def executed(folder, tmp_path_factory) -> dict[str, list[nbformat.NotebookNode]]
     env = os.environ | {
         "IPYTHONDIR": str(folder / "ipython"),
         "TMPDIR": str(tmp_path_factory.mktemp("temporary")),  # no other TensorBoard is found in it
-        "OMP_NUM_THREADS": "1",  # several threads wait for each other where the machine is busy
     }
     env.pop("TENSORBOARD_PROXY_URL", None)
     with pytest.MonkeyPatch.context() as patch:

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 import train_cifar
 from support import device
 from support.checkpoint import load_checkpoint
+from support.run_dir import LOCK_NAME
 
 CLASSES = ["leaf", "sky", "雪 豹"]  # sorted, as the folder reader gives them
 TRAIN_IMAGES, TEST_IMAGES = 40, 20  # per class
@@ -103,6 +104,27 @@ def same_weights(one: Path, other: Path) -> bool:
     return net.keys() == other_net.keys() and all(
         torch.equal(weights, other_net[name]) for name, weights in net.items()
     )
+
+
+def contents(folder: Path) -> dict[Path, tuple | None]:
+    """What is in a folder: of every file its bytes, and when it was changed.
+
+    Of the lock without a time: it is empty, and filelock before 4.0 opens it for writing.
+    """
+    found = dict.fromkeys(folder.rglob("*"))
+    for path in filter(Path.is_file, found):
+        found[path] = path.read_bytes(), path.name == LOCK_NAME or path.stat().st_mtime_ns
+    return found
+
+
+def refuse(capsys, folder: Path, *words: object) -> str:
+    """Call `main` with bad input, which changes nothing in the folder; returns its one line."""
+    before = contents(folder)
+    assert call_main(*words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train_cifar.py: error: ")
+    assert contents(folder) == before
+    return line
 
 
 @pytest.fixture(autouse=True)

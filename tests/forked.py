@@ -6,11 +6,13 @@ every run, which takes some hundredths of a second. What goes wrong in a run, an
 """
 
 import functools
+import itertools
 import multiprocessing
 import os
 import pkgutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
@@ -43,6 +45,34 @@ class Fault(NamedTuple):
     call: int = 1
     after: bool = False  # once the function has returned
 
+    def __call__(self) -> None:
+        """Put a function that does it in the place of the one that is named."""
+        owner_name, _, name = self.place.rpartition(".")
+        owner = pkgutil.resolve_name(owner_name)
+        original, calls = getattr(owner, name), itertools.count(1)
+
+        @functools.wraps(original)
+        def faulty(*args: object, **kwargs: object) -> object:
+            is_due = next(calls) == self.call
+            if is_due and not self.after:
+                self.do()
+            result = original(*args, **kwargs)
+            if is_due and self.after:
+                self.do()
+            return result
+
+        setattr(owner, name, faulty)
+
+
+def put_clock_ahead(seconds: float) -> None:
+    """Give this process a clock that is so much ahead.
+
+    A resumed run waits until its event file gets a later second in its name than those before. It
+    need not wait when its clock is a second ahead of theirs.
+    """
+    now = time.time
+    time.time = lambda: now() + seconds
+
 
 class Finished(NamedTuple):
     """How a run ended: exit status (minus the signal that killed it) and stdout with stderr."""
@@ -56,7 +86,7 @@ def start(
 ) -> multiprocessing.Process:
     """Start a run of `main`; its stdout and stderr are appended to the file `output`.
 
-    A fault is a `Fault`, or any function without arguments that prepares one in the new process.
+    A fault is any function without arguments; the new process calls it before it runs `main`.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for the server of Python 3.11
@@ -106,26 +136,5 @@ def run_here(words: list[str], output: Path, faults: Sequence[Callable[[], None]
     torch.set_num_threads(1)  # OpenMP may hang in a fork when it wants more
     device.ALL_THREADS = 1
     for fault in faults:
-        arrange(fault) if isinstance(fault, Fault) else fault()
+        fault()
     sys.exit(train_cifar.main(words))
-
-
-def arrange(fault: Fault) -> None:
-    """Put a function in the place of the one that the fault names."""
-    owner_name, _, name = fault.place.rpartition(".")
-    owner = pkgutil.resolve_name(owner_name)
-    original = getattr(owner, name)
-    calls = 0
-
-    @functools.wraps(original)
-    def faulty(*args: object, **kwargs: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == fault.call and not fault.after:
-            fault.do()
-        result = original(*args, **kwargs)
-        if calls == fault.call and fault.after:
-            fault.do()
-        return result
-
-    setattr(owner, name, faulty)

@@ -1,6 +1,5 @@
 """The scalars of a run as TensorBoard's two readers of event files give them out."""
 
-import subprocess
 import time
 from pathlib import Path
 
@@ -39,22 +38,20 @@ def in_rust_loader(run_dir: Path, expected: dict[str, list]) -> dict[str, list]:
     It is asked again until it has what is expected, or seems to have nothing more.
     """
     try:
-        program = server_ingester.get_server_binary().path
+        program = server_ingester.get_server_binary()
     except server_ingester.NoDataServerError as error:
         pytest.skip(str(error))
-    options = ["--reload=once", "--port=0", "--samples-per-plugin=scalars=all"]
-    command = [program, f"--logdir={run_dir.parent}", *options, "--die-after-stdin"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as server:
-        address = server.stderr.readline().removeprefix("listening on ").strip()
-        provider = server_ingester.ExistingServerDataIngester(
-            address, channel_creds_type=grpc_util.ChannelCredsType.LOCAL
-        ).data_provider
-        found, give_up = {}, time.monotonic() + 10
-        while found != expected and time.monotonic() < give_up:
-            found = ask_data_server(provider, run_dir.name)
-        server.stdin.close()  # ends it
+    server = server_ingester.SubprocessServerDataIngester(
+        program,
+        str(run_dir.parent),
+        reload_interval=0,  # it reads once
+        channel_creds_type=grpc_util.ChannelCredsType.LOCAL,
+        samples_per_plugin={"scalars": 0},  # all
+    )
+    server.start()  # it ends when nobody holds the object any more
+    found, give_up = {}, time.monotonic() + 10
+    while found != expected and time.monotonic() < give_up:
+        found = ask_data_server(server.data_provider, run_dir.name)
     return found
 
 

@@ -1,5 +1,6 @@
 """Several processes train one net: the same result, one voice, and one end for all."""
 
+import ctypes
 import html
 import os
 import re
@@ -15,9 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import read_events, read_scalars, same_weights
+from conftest import contents, read_events, read_scalars, same_weights
 from forked import HANG, Fault, finish, kill, start, terminate, train
-from test_faults import move_away
 
 import train_cifar
 from support.checkpoint import load_checkpoint
@@ -27,6 +27,8 @@ from support.processes import Processes, place
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("this PyTorch has no gloo", allow_module_level=True)
 
+AT_A_BATCH = "support.run.to_channels_last"
+
 
 @pytest.fixture(scope="module")
 def words(image_folder) -> list[object]:
@@ -35,41 +37,13 @@ def words(image_folder) -> list[object]:
     The last batch of an epoch has 15, which two cannot share evenly.
     """
     words = ["--data", image_folder, "--validation", 25, "--batch-size", 16]
-    return [*words, "--lr", 0.02, "--report-every", 32]
+    return [*words, "--lr", 0.02, "--report-every", 32, "--run-name", "run"]
 
 
-# What one of the processes does: rank 1, at its third batch, unless the run is resumed.
-SCRIPT = """\
-import os, sys, forked, train_cifar
-if os.environ["RANK"] == "1" and "--resume" not in sys.argv:
-    forked.arrange(forked.Fault("support.run.to_channels_last", forked.{happens}, 3))
-sys.exit(train_cifar.main())
-"""
-
-
-def torchrun(folder: Path, *words: object, happens: str = "", host: str = "") -> subprocess.Popen:
-    """Start torchrun in a folder as a reader does: two processes, or one on each of the hosts."""
-    script = Path(train_cifar.__file__)
-    if happens:
-        script = folder / "script.py"
-        script.write_text(SCRIPT.format(happens=happens))
-    command = [sys.executable, "-m", "torch.distributed.run"]
-    if host:
-        rank = list(HOSTS).index(host)
-        command = ["ip", "netns", "exec", host, *command, "--nnodes=2", f"--node_rank={rank}"]
-        command += [f"--master_addr={HOSTS['here']}", "--master_port=29511", "--nproc_per_node=1"]
-    else:
-        command += ["--standalone", "--nproc_per_node=2"]
-    environment = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*command, script, *map(str, words)],
-        cwd=folder,
-        env=os.environ | environment | ({"GLOO_SOCKET_IFNAME": "cable"} if host else {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-    )
+@pytest.fixture
+def line(words, tmp_path) -> list[object]:
+    """The command line that puts this run into the folder of the test."""
+    return [*words, "--log-dir", tmp_path]
 
 
 def join(rank: int, port: int) -> None:
@@ -85,25 +59,44 @@ def join(rank: int, port: int) -> None:
     }
 
 
-def two(words: Sequence[object], output: Path, *faults: Sequence[Callable]) -> list[int]:
-    """Run two processes, with a list of faults each, and return their exit statuses.
+def two(
+    words: Sequence[object], folder: Path, *faults: Sequence[Callable]
+) -> tuple[list[int], list[str]]:
+    """Run two processes, with a list of faults each; what both say goes to `output` in the folder.
 
-    What both say goes to the same place.
+    Returns their exit statuses, and what the program says about its failure.
     """
+    output = folder / "output"
     output.unlink(missing_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     processes = []
     for rank, mine in enumerate(faults or [[], []]):
         processes.append(start(words, output, partial(join, rank, port), *mine))
-    return [finish(process, output).status for process in processes]
-
-
-def complaints(output: Path) -> list[str]:
-    """What the program says about its failure, and no traceback of anything."""
+    statuses = [finish(process, output).status for process in processes]
     said = output.read_text(encoding="utf-8")
     assert "Traceback" not in said, said
-    return [line for line in said.splitlines() if line.startswith("train_cifar.py: ")]
+    return statuses, [line for line in said.splitlines() if line.startswith("train_cifar.py: ")]
+
+
+def start_torchrun(*words: object, output: Path, faults: Sequence[Callable] = ()):
+    """Start torchrun in a fork, which forks for the processes of the run: nobody imports PyTorch.
+
+    The processes have the faults, too.
+    """
+    options = ["--run_path", "--start_method=fork", *words]
+    return start(options, output, become_torchrun, *faults)
+
+
+def become_torchrun() -> None:
+    from torch.distributed import run
+
+    train_cifar.main = run.main
+
+
+def only_in_the_other(do: Callable[[], None]) -> None:
+    if os.environ["RANK"] == "1":
+        do()
 
 
 # ------------------------------------------------------------------------------------ the result
@@ -111,14 +104,22 @@ def complaints(output: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def of_two(words, tmp_path_factory) -> Path:
-    """A run by torchrun's two processes."""
+    """A run by torchrun's two processes, as a reader starts it."""
     folder = tmp_path_factory.mktemp("two")
-    process = torchrun(folder, *words, "--run-name", "run")
-    said, errors = process.communicate(timeout=HANG)
-    assert process.returncode == 0, errors
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*command, train_cifar.__file__, *map(str, words)],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=HANG,
+    )
+    assert done.returncode == 0, done.stderr
     for line in ("images  ", "epoch 2/2  step      12  validation loss", "finished in", "| sky"):
-        assert said.count(line) == 1, said
-    (run_dir,) = (folder / "runs").iterdir()
+        assert done.stdout.count(line) == 1, done.stdout
+    run_dir = folder / "runs" / "run"
     assert len(read_scalars(run_dir)["validation/loss"]) == 3
     assert len(list(run_dir.glob("events.out.tfevents.*"))) == 1
     ((_, settings),) = read_events(run_dir)["settings/text_summary"]
@@ -128,25 +129,18 @@ def of_two(words, tmp_path_factory) -> Path:
     return run_dir
 
 
-def test_two_processes_train_the_net_of_one(words, tmp_path, of_two):
+def test_two_processes_train_the_net_of_one(line, tmp_path, of_two):
     """Within the noise of floats, the last batch of an epoch included."""
-    assert train([*words, "--log-dir", tmp_path], tmp_path / "run").status == 0
-    assert_close(tmp_path / "run", of_two)
-
-
-def assert_close(run_dir: Path, of_two: Path) -> None:
-    """Weights and scalars of two runs are the same within the noise of floats."""
+    run_dir = tmp_path / "run"
+    assert train(line, run_dir).status == 0
     one, other = load_checkpoint(run_dir), load_checkpoint(of_two)
     for name, weights in one["net"].items():
         np.testing.assert_allclose(other["net"][name], weights, rtol=1e-3, atol=1e-5, err_msg=name)
     expected, scalars = read_scalars(run_dir), read_scalars(of_two)
     assert scalars.keys() == expected.keys()
-    for tag, points in expected.items():
-        steps, values = zip(*points, strict=True)
-        found_steps, found = zip(*scalars[tag], strict=True)
-        assert found_steps == steps, tag
-        if tag != "training progress/images per second":
-            np.testing.assert_allclose(found, values, rtol=1e-3, atol=1e-5, err_msg=tag)
+    del expected["training progress/images per second"]
+    for tag, points in expected.items():  # steps, too
+        np.testing.assert_allclose(scalars[tag], points, rtol=1e-3, atol=1e-5, err_msg=tag)
 
 
 # -------------------------------------------------------------------------------------- one voice
@@ -165,15 +159,15 @@ def test_bad_input_is_told_once(words, tmp_path, bad):
     log_dir = tmp_path / "runs"
     (log_dir / "is there").mkdir(parents=True)
     (log_dir / "is there" / "a file").touch()
+    before = contents(log_dir)
     line = bad if "--resume" in bad else [*words, "--log-dir", log_dir, *bad]
-    assert two(line, tmp_path / "output") == [2, 2]
-    (error,) = complaints(tmp_path / "output")
-    assert error.startswith("train_cifar.py: error: ")
-    assert [path.name for path in log_dir.iterdir()] == ["is there"]
+    statuses, (error,) = two(line, tmp_path)
+    assert statuses == [2, 2] and error.startswith("train_cifar.py: error: ")
+    assert contents(log_dir) == before
 
 
 def test_a_finished_run_is_told_once(tmp_path, of_two):
-    assert two(["--resume", of_two], tmp_path / "output") == [0, 0]
+    assert two(["--resume", of_two], tmp_path) == ([0, 0], [])
     assert (tmp_path / "output").read_text().count("is finished") == 1
 
 
@@ -188,76 +182,69 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 # ---------------------------------------------------------------------------------------- one end
 
 
-def test_a_loss_that_is_no_number_ends_all(words, tmp_path):
-    line = [*words, "--log-dir", tmp_path, "--run-name", "run", "--lr", 1e30]
-    assert two(line, tmp_path / "output") == [1, 1]
-    (error,) = complaints(tmp_path / "output")
+def test_a_loss_that_is_no_number_ends_all(line, tmp_path):
+    statuses, (error,) = two([*line, "--lr", 1e30], tmp_path)
+    assert statuses == [1, 1]
     assert re.search("the loss became (nan|inf) at step 2: ", error)
     assert load_checkpoint(tmp_path / "run")["progress"]["step"] == 0
 
 
-def test_a_signal_to_one_process_saves_and_ends_all(words, tmp_path, of_two):
+def test_a_signal_to_one_process_saves_and_ends_all(line, tmp_path, of_two):
     """The other stops at the same batch; both go on from there."""
-    line = [*words, "--log-dir", tmp_path, "--run-name", "run"]
-    press = [Fault("support.run.to_channels_last", terminate, 3)]
-    assert two(line, tmp_path / "output", [], press) == [143, 143]
-    assert complaints(tmp_path / "output") == []
+    press = [Fault(AT_A_BATCH, terminate, 3)]
+    assert two(line, tmp_path, [], press) == ([143, 143], [])
     command = f"torchrun --nproc_per_node=2 train_cifar.py --resume {tmp_path / 'run'}"
     assert (tmp_path / "output").read_text().count(command) == 1
     assert load_checkpoint(tmp_path / "run")["progress"]["step"] == 6
-    assert_goes_on(tmp_path / "run", of_two)
+    assert_goes_on(tmp_path, of_two)
 
 
-def assert_goes_on(run_dir: Path, whole: Path) -> None:
+def assert_goes_on(folder: Path, whole: Path) -> None:
     """Resumed by two processes, the run ends with the weights of the one that was not stopped."""
-    output = run_dir.with_name("resumed")
-    assert two(["--resume", run_dir], output, [], []) == [0, 0]
-    assert complaints(output) == []
-    assert same_weights(run_dir, whole)
+    assert two(["--resume", folder / "run"], folder) == ([0, 0], [])
+    assert same_weights(folder / "run", whole)
 
 
 DEATHS = {
     "the first, reading images": (0, Fault("support.folder.read_image", kill, 30)),
-    "the first, in an epoch": (0, Fault("support.run.to_channels_last", kill, 9)),
+    "the first, in an epoch": (0, Fault(AT_A_BATCH, kill, 9)),
     "the other, in an evaluation": (1, Fault("train_cifar.evaluate", kill, 3)),
 }
 
 
 @pytest.mark.parametrize("death", DEATHS)
-def test_a_process_that_dies_ends_the_other(words, tmp_path, of_two, death):
+def test_a_process_that_dies_ends_the_other(line, tmp_path, of_two, death):
     dead, fault = DEATHS[death]
-    line = [*words, "--log-dir", tmp_path, "--run-name", "run"]
     faults = [[fault], []] if dead == 0 else [[], [fault]]
-    found = two(line, tmp_path / "output", *faults)
-    assert found.pop(dead) == -signal.SIGKILL
-    assert found == [1]
-    (error,) = complaints(tmp_path / "output")
+    statuses, (error,) = two(line, tmp_path, *faults)
+    assert statuses.pop(dead) == -signal.SIGKILL
+    assert statuses == [1]
     who = "" if dead == 1 else "process 1: "
     assert error.startswith(f"train_cifar.py: {who}failed: another process of this run has ended")
     assert ("to resume: torchrun " in error) == ("reading" not in death)
     if "epoch" in death:
-        assert_goes_on(tmp_path / "run", of_two)
+        assert_goes_on(tmp_path, of_two)
 
 
-def test_a_disk_fault_of_the_first_ends_all(words, tmp_path):
+def test_a_disk_fault_of_the_first_ends_all(line, tmp_path):
     run_dir = tmp_path / "run"
-    line = [*words, "--log-dir", tmp_path, "--run-name", "run"]
-    vanish = [Fault("support.run.Run.save", partial(move_away, run_dir), 1)]
-    assert two(line, tmp_path / "output", vanish, []) == [1, 1]
-    first, second = sorted(complaints(tmp_path / "output"))
+    vanish = [Fault("support.run.Run.save", partial(run_dir.rename, tmp_path / "moved"))]
+    statuses, errors = two(line, tmp_path, vanish, [])
+    assert statuses == [1, 1]
+    first, second = sorted(errors)
     assert f"cannot write to {str(run_dir)!r}" in first
     assert second.startswith("train_cifar.py: process 1: failed: another process")
 
 
-def test_torchrun_ends_with_an_error_when_a_process_dies(words, tmp_path):
+def test_torchrun_ends_with_an_error_when_a_process_dies(line, tmp_path):
     """It does not wait for the other, whose line it passes on."""
-    process = torchrun(tmp_path, *words, happens="kill")
-    _, errors = process.communicate(timeout=HANG)
-    assert process.returncode == 1
-    assert errors.count("train_cifar.py: failed: another process of this run has ended") == 1
-    assert "SIGKILL" in errors  # torchrun's own report
-    (run_dir,) = (tmp_path / "runs").iterdir()
-    assert load_checkpoint(run_dir)["progress"]["step"] == 2
+    output, death = tmp_path / "output", Fault(AT_A_BATCH, partial(only_in_the_other, kill), 3)
+    words = "--standalone", "--nproc_per_node=2", train_cifar.__file__, *line
+    status, said = finish(start_torchrun(*words, output=output, faults=[death]), output)
+    assert status == 1
+    assert said.count("train_cifar.py: failed: another process of this run has ended") == 1
+    assert "SIGKILL" in said  # torchrun's own report
+    assert load_checkpoint(tmp_path / "run")["progress"]["step"] == 2
 
 
 # ------------------------------------------------------------------------------------ two machines
@@ -270,7 +257,7 @@ def ip(*words: str) -> bool:
 
 
 @pytest.fixture
-def hosts() -> list[str]:
+def hosts() -> None:
     """Two machines, as far as the network can tell."""
     if not shutil.which("ip") or not ip("netns", "add", "here"):
         pytest.skip("network namespaces cannot be made here (it takes root and ip, on Linux)")
@@ -280,29 +267,42 @@ def hosts() -> list[str]:
         assert ip("-n", host, "addr", "add", f"{address}/24", "dev", "cable")
         assert ip("-n", host, "link", "set", "cable", "up")
         assert ip("-n", host, "link", "set", "lo", "up")
-    yield list(HOSTS)
+    yield
     for host in HOSTS:
         ip("netns", "del", host)
 
 
-def on_both(hosts: list[str], folder: Path, words: list[object]) -> str:
-    """Run torchrun on both machines, each in a folder of its own; what the first says."""
-    processes = []
-    for host in hosts:
-        (folder / host).mkdir(exist_ok=True)
-        processes.append(torchrun(folder / host, *words, happens="interrupt", host=host))
-    first, _ = [process.communicate(timeout=5 * HANG)[0] for process in processes]
-    return first
+def go_to(host: str, folder: Path) -> None:
+    """Put this process on one of the machines, into a folder of its own there."""
+    with open(f"/run/netns/{host}") as namespace:
+        assert ctypes.CDLL(None).setns(namespace.fileno(), 0) == 0
+    os.environ["GLOO_SOCKET_IFNAME"] = "cable"
+    (folder / host).mkdir(exist_ok=True)
+    os.chdir(folder / host)
 
 
-def test_two_machines_are_stopped_by_one_and_go_on_together(hosts, words, tmp_path):
+def on_both(folder: Path, words: list[object], *faults: Callable) -> str:
+    """Run torchrun on both machines; what the first says."""
+    both = []
+    for rank, host in enumerate(HOSTS):
+        options = ["--nnodes=2", f"--node_rank={rank}", "--nproc_per_node=1"]
+        options += [f"--master_addr={HOSTS['here']}", "--master_port=29511", train_cifar.__file__]
+        output = folder / f"output-{host}"
+        output.unlink(missing_ok=True)
+        there = [partial(go_to, host, folder), *faults]
+        both.append((start_torchrun(*options, *words, output=output, faults=there), output))
+    first, _ = (finish(process, output) for process, output in both)
+    return first.output
+
+
+def test_two_machines_are_stopped_by_one_and_go_on_together(hosts, words, tmp_path, of_two):
     """Only the first has the run folder; the second gets settings and state from it."""
-    first = on_both(hosts, tmp_path, [*words, "--run-name", "run"])
+    press = Fault(AT_A_BATCH, partial(only_in_the_other, terminate), 3)
+    first = on_both(tmp_path, words, press)
     assert "stopped by SIGTERM; to resume:" in first
     assert re.search(r"torchrun .*--node_rank=0 .*--master_addr=10.77.0.1 .*--resume", first)
     run_dir = tmp_path / "here" / "runs" / "run"
     assert load_checkpoint(run_dir)["progress"]["step"] == 6  # of 12
-    assert "finished in" in on_both(hosts, tmp_path, ["--resume", "runs/run"])
+    assert "finished in" in on_both(tmp_path, ["--resume", "runs/run"])
     assert not (tmp_path / "there" / "runs").exists()
-    assert train([*words, "--log-dir", tmp_path], tmp_path / "one").status == 0
-    assert_close(tmp_path / "one", run_dir)
+    assert same_weights(run_dir, of_two)

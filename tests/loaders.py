@@ -7,7 +7,6 @@ import pytest
 from tensorboard.backend.event_processing.plugin_event_accumulator import TENSORS, EventAccumulator
 from tensorboard.context import RequestContext
 from tensorboard.data import server_ingester
-from tensorboard.data.provider import RunTagFilter
 from tensorboard.util import grpc_util, tensor_util
 
 SPEED = "training progress/images per second"  # the one scalar that differs from run to run
@@ -43,27 +42,18 @@ def in_rust_loader(run_dir: Path, expected: dict[str, list]) -> dict[str, list]:
         pytest.skip(str(error))
     server = server_ingester.SubprocessServerDataIngester(
         program,
-        str(run_dir.parent),
+        str(run_dir),
         reload_interval=0,  # it reads once
         channel_creds_type=grpc_util.ChannelCredsType.LOCAL,
         samples_per_plugin={"scalars": 0},  # all
     )
     server.start()  # it ends when nobody holds the object any more
+    context, wanted = RequestContext(), {"plugin_name": "scalars", "downsample": ALL}
     found, give_up = {}, time.monotonic() + 10
     while found != expected and time.monotonic() < give_up:
-        found = ask_data_server(server.data_provider, run_dir.name)
+        by_run = server.data_provider.read_scalars(context, experiment_id="", **wanted)
+        found = {
+            tag: [(point.step, tag == SPEED or point.value) for point in points]
+            for tag, points in by_run.get(".", {}).items()
+        }
     return found
-
-
-def ask_data_server(provider, run: str) -> dict[str, list]:
-    by_run = provider.read_scalars(
-        RequestContext(),
-        experiment_id="",
-        plugin_name="scalars",
-        downsample=ALL,
-        run_tag_filter=RunTagFilter(runs=[run]),
-    )
-    return {
-        tag: [(point.step, tag == SPEED or point.value) for point in points]
-        for tag, points in by_run.get(run, {}).items()
-    }

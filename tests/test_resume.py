@@ -282,53 +282,53 @@ def test_other_images_are_refused(image_folder, run_dir, tmp_path, capsys, part,
     assert "other images" in refuse_to_resume(run_dir, capsys)
 
 
-@pytest.mark.parametrize("share", [0, 0.5, 0.9999])
-def test_a_truncated_checkpoint_is_refused(run_dir, capsys, share):
-    path = run_dir / checkpoint.FILE_NAME
+def cut(share: float, path: Path) -> None:
     os.truncate(path, int(share * path.stat().st_size))
-    assert "cannot be read" in refuse_to_resume(run_dir, capsys)
 
 
-def test_a_flipped_bit_in_a_checkpoint_is_refused(run_dir, capsys):
+def flip_a_bit(path: Path) -> None:
     """It would change the weights and nobody would know; most bits are in the weights."""
-    path = run_dir / checkpoint.FILE_NAME
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    assert "checksum" in refuse_to_resume(run_dir, capsys)
 
 
-def another_order(state: dict) -> dict:
+def change(part: str, edit: Callable, path: Path) -> None:
+    state = load_checkpoint(path.parent)
+    save_checkpoint(path.parent, state | {part: edit(state[part])})
+
+
+def exchange_layers(net: dict) -> dict:
     """As if `fc1` and `fc2` had changed places: the optimizer counts them."""
-    names = sorted(state["net"], key=lambda name: name.replace("fc1", "fc3"))
-    return {"net": {name: state["net"][name] for name in names}}
+    return {name: net[name] for name in sorted(net, key=lambda name: name.replace("fc1", "fc3"))}
 
 
-def another_buffer(state: dict) -> dict:
-    state["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(1)
-    return state
+def shorten_buffer(optimizer: dict) -> dict:
+    optimizer["state"][0]["momentum_buffer"] = torch.zeros(1)
+    return optimizer
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda state: {"net": Net(7).state_dict()}, "does not fit the net"),
-        # PyTorch itself takes these two: fused SGD would then read past the end of a buffer.
-        (another_order, "does not fit the net"),
-        (another_buffer, "does not fit the net"),
-        (lambda state: {"settings": state["settings"] | {"new": 1}}, "other settings"),
-    ],
-)
-def test_a_checkpoint_of_another_net_or_version_is_refused(run_dir, capsys, change, said):
-    state = load_checkpoint(run_dir)
-    save_checkpoint(run_dir, state | change(state))
+OTHERS, MISFIT = "not a checkpoint of this program", "does not fit the net"
+SPOILT = [  # what is done to a checkpoint, and what is said of it
+    (partial(cut, 0), "cannot be read"),
+    (partial(cut, 0.5), "cannot be read"),
+    (partial(cut, 0.9999), "cannot be read"),
+    (flip_a_bit, "checksum"),
+    (partial(change, "net", lambda net: Net(7).state_dict()), MISFIT),
+    # PyTorch itself takes these two: fused SGD would then read past the end of a buffer.
+    (partial(change, "net", exchange_layers), MISFIT),
+    (partial(change, "optimizer", shorten_buffer), MISFIT),
+    (partial(change, "settings", lambda settings: settings | {"new": 1}), "other settings"),
+    (partial(torch.save, {"state_dict": {}}), OTHERS),
+    (partial(torch.save, [1, 2]), OTHERS),
+    (partial(torch.save, torch.zeros(3)), OTHERS),
+]
+
+
+@pytest.mark.parametrize(("spoil", "said"), SPOILT)
+def test_a_checkpoint_that_is_damaged_or_anothers_is_refused(run_dir, capsys, spoil, said):
+    spoil(run_dir / checkpoint.FILE_NAME)
     assert said in refuse_to_resume(run_dir, capsys)
-
-
-@pytest.mark.parametrize("content", [{"state_dict": {}}, [1, 2], torch.zeros(3)])
-def test_what_another_program_saved_is_refused(run_dir, capsys, content):
-    torch.save(content, run_dir / checkpoint.FILE_NAME)
-    assert "not a checkpoint of this program" in refuse_to_resume(run_dir, capsys)
 
 
 class Malicious:

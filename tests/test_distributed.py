@@ -9,8 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -59,9 +60,7 @@ def join(rank: int, port: int) -> None:
     }
 
 
-def two(
-    words: Sequence[object], folder: Path, *faults: Sequence[Callable]
-) -> tuple[list[int], list[str]]:
+def two(words: list[object], folder: Path, *faults: list[Callable]) -> tuple[list, list]:
     """Run two processes, with a list of faults each; what both say goes to `output` in the folder.
 
     Returns their exit statuses, and what the program says about its failure.
@@ -79,17 +78,16 @@ def two(
     return statuses, [line for line in said.splitlines() if line.startswith("train_cifar.py: ")]
 
 
-def start_torchrun(*words: object, output: Path, faults: Sequence[Callable] = ()):
+def start_torchrun(words: list[object], output: Path, *faults: Callable) -> BaseProcess:
     """Start torchrun in a fork, which forks for the processes of the run: nobody imports PyTorch.
 
     The processes have the faults, too.
     """
-    options = ["--run_path", "--start_method=fork", *words]
-    return start(options, output, become_torchrun, *faults)
+    return start(["--run_path", "--start_method=fork", *words], output, become_torchrun, *faults)
 
 
 def become_torchrun() -> None:
-    from torch.distributed import run
+    from torch.distributed import run  # not every PyTorch has it
 
     train_cifar.main = run.main
 
@@ -112,7 +110,6 @@ def of_two(words, tmp_path_factory) -> Path:
         cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
-        text=True,
         encoding="utf-8",
         timeout=HANG,
     )
@@ -146,11 +143,10 @@ def test_two_processes_train_the_net_of_one(line, tmp_path, of_two):
 # -------------------------------------------------------------------------------------- one voice
 
 
-@pytest.mark.parametrize(
-    "bad",
-    ["--lr fast", "--batch-size 17", "--data no/such/folder", "--run-name is_there"]
-    + ["--resume no/such/run"],
-)
+BAD = ["--lr fast", "--batch-size 17", "--data no/such/folder", "--run-name is_there"]
+
+
+@pytest.mark.parametrize("bad", [*BAD, "--resume no/such/run"])
 def test_bad_input_is_told_once(words, tmp_path, bad):
     log_dir = tmp_path / "runs"
     (log_dir / "is_there").mkdir(parents=True)
@@ -234,9 +230,9 @@ def test_a_disk_fault_of_the_first_ends_all(line, tmp_path):
 
 def test_torchrun_ends_with_an_error_when_a_process_dies(line, tmp_path):
     """It does not wait for the other, whose line it passes on."""
+    words = ["--standalone", "--nproc_per_node=2", train_cifar.__file__, *line]
     output, death = tmp_path / "output", Fault(AT_A_BATCH, partial(only_in_the_other, kill), 3)
-    words = "--standalone", "--nproc_per_node=2", train_cifar.__file__, *line
-    status, said = finish(start_torchrun(*words, output=output, faults=[death]), output)
+    status, said = finish(start_torchrun(words, output, death), output)
     assert status == 1
     assert said.count("train_cifar.py: failed: another process of this run has ended") == 1
     assert "SIGKILL" in said  # torchrun's own report
@@ -285,8 +281,8 @@ def on_both(folder: Path, words: list[object], *faults: Callable) -> str:
         options += [f"--master_addr={HOSTS['here']}", "--master_port=29511", train_cifar.__file__]
         output = folder / f"output-{host}"
         output.unlink(missing_ok=True)
-        there = [partial(go_to, host, folder), *faults]
-        both.append((start_torchrun(*options, *words, output=output, faults=there), output))
+        process = start_torchrun([*options, *words], output, partial(go_to, host, folder), *faults)
+        both.append((process, output))
     first, _ = (finish(process, output) for process, output in both)
     return first.output
 

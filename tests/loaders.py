@@ -1,5 +1,6 @@
 """The scalars of a run as TensorBoard's two readers of event files give them out."""
 
+import subprocess
 import time
 from pathlib import Path
 
@@ -37,23 +38,24 @@ def in_rust_loader(run_dir: Path, expected: dict[str, list]) -> dict[str, list]:
     It is asked again until it has what is expected, or seems to have nothing more.
     """
     try:
-        program = server_ingester.get_server_binary()
+        program = server_ingester.get_server_binary().path
     except server_ingester.NoDataServerError as error:
         pytest.skip(str(error))
-    server = server_ingester.SubprocessServerDataIngester(
-        program,
-        str(run_dir),
-        reload_interval=0,  # it reads once
-        channel_creds_type=grpc_util.ChannelCredsType.LOCAL,
-        samples_per_plugin={"scalars": 0},  # all
-    )
-    server.start()  # it ends when nobody holds the object any more
-    context, wanted = RequestContext(), {"plugin_name": "scalars", "downsample": ALL}
-    found, give_up = {}, time.monotonic() + 10
-    while found != expected and time.monotonic() < give_up:
-        by_run = server.data_provider.read_scalars(context, experiment_id="", **wanted)
-        found = {
-            tag: [(point.step, tag == SPEED or point.value) for point in points]
-            for tag, points in by_run.get(".", {}).items()
-        }
+    options = ["--reload=once", "--port=0", "--samples-per-plugin=scalars=all"]
+    command = [program, f"--logdir={run_dir}", *options, "--die-after-stdin"]
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as server:
+        address = server.stderr.readline().removeprefix("listening on ").strip()
+        provider = server_ingester.ExistingServerDataIngester(
+            address, channel_creds_type=grpc_util.ChannelCredsType.LOCAL
+        ).data_provider
+        context, wanted = RequestContext(), {"plugin_name": "scalars", "downsample": ALL}
+        found, give_up = {}, time.monotonic() + 10
+        while found != expected and time.monotonic() < give_up:
+            by_run = provider.read_scalars(context, experiment_id="", **wanted)
+            found = {
+                tag: [(point.step, tag == SPEED or point.value) for point in points]
+                for tag, points in by_run.get(".", {}).items()
+            }
+        server.stdin.close()  # ends it
     return found

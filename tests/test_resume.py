@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -238,12 +239,15 @@ def meet_at(pipe: Path, mode: str) -> None:
 
 
 def test_of_two_resumes_at_once_one_goes_on(run_dir, whole, tmp_path):
+    """And waits: by its clock, the event file that is there is from a moment to come."""
     os.mkfifo(tmp_path / "pipe")
+    (events,) = run_dir.glob("events.out.tfevents.*")
+    earlier = partial(put_clock_ahead, int(events.name.split(".")[3]) - 1.9 - time.time())
     both = []
     for mode in "rw":
         meet = Fault("support.run.lock_run_dir", partial(meet_at, tmp_path / "pipe", mode))
         output = tmp_path / mode
-        both.append((start(["--resume", run_dir], output, add_dropout, meet), output))
+        both.append((start(["--resume", run_dir], output, add_dropout, earlier, meet), output))
     ends = [finish(process, output) for process, output in both]
     assert sorted(end.status for end in ends) == [0, 2], ends
     (refused,) = (end.output for end in ends if end.status == 2)

@@ -151,7 +151,7 @@ def test_every_view_is_on_the_page(executed):
     for view in maker.PICTURES.values():
         page = shown(executed, view)
         pictures = re.findall('src="data:image/png;base64,(.*?)"', page)
-        assert pictures or page.count("<tr>") >= 2, f"{view}: neither pictures nor a table"
+        assert pictures or re.search("<td>[^<]", page), f"{view}: neither pictures nor a table"
         for picture in pictures:
             image = Image.open(BytesIO(base64.b64decode(picture))).convert("L")
             assert np.asarray(image).std() > 5, f"{view}: a blank picture"

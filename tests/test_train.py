@@ -127,7 +127,7 @@ def test_images_held_back_are_watched_and_the_test_images_once(image_folder, tmp
 def test_the_losses_are_those_of_the_plain_loop_of_the_notes(image_folder, tmp_path, monkeypatch):
     """The reference: images one by one, no fused optimizer, other kernels, per-step .item().
 
-    Every report averages 7 batches, over the end of an epoch of 30, too.
+    Every report averages 14 batches, over the end of an epoch of 30, too.
     """
     logged, record = [], Run.record
 
@@ -136,7 +136,7 @@ def test_the_losses_are_those_of_the_plain_loop_of_the_notes(image_folder, tmp_p
         return record(run, loss)
 
     monkeypatch.setattr(Run, "record", keep_and_record)
-    words = "--batch-size", 4, "--epochs", 4, "--report-every", 28, "--views", "notes"
+    words = "--batch-size", 4, "--epochs", 10, "--report-every", 56, "--views", "notes"
     run_dir = run_tiny(image_folder, tmp_path, *words)
 
     train_set = data.load_data(str(image_folder)).train_loader.dataset
@@ -147,7 +147,7 @@ def test_the_losses_are_those_of_the_plain_loop_of_the_notes(image_folder, tmp_p
     net = Net(3)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9, fused=False)
     criterion, plain = torch.nn.CrossEntropyLoss(), []
-    for _ in range(4):
+    for _ in range(10):
         for images, labels in loader:
             optimizer.zero_grad()
             loss = criterion(net(images), labels)
@@ -156,9 +156,15 @@ def test_the_losses_are_those_of_the_plain_loop_of_the_notes(image_folder, tmp_p
             plain.append(loss.item())
     np.testing.assert_allclose(logged, plain, rtol=1e-3, atol=1e-4)
     reports = read_scalars(run_dir)["training loss"]
-    assert [step for step, _ in reports[:6]] == [7, 14, 21, 28, 30, 37]
+    assert [step for step, _ in reports[:6]] == [14, 28, 30, 44, 58, 60]
     for step, loss in reports:
-        assert loss == pytest.approx(np.mean(logged[step - 7 : step]), rel=1e-6)
+        assert loss == pytest.approx(np.mean(logged[step - 14 : step]), rel=1e-6)
+
+
+def test_the_defaults_are_the_notes():
+    args = train_cifar.parse_args([])
+    assert (args.epochs, args.batch_size, args.lr, args.momentum) == (2, 4, 0.001, 0.9)
+    assert args.report_every == 2000 * args.batch_size
 
 
 @pytest.mark.parametrize("more", [["--seed", 1], ["--augment"]])

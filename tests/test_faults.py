@@ -22,16 +22,7 @@ import filelock
 import pytest
 import torch
 from conftest import call_main, read_events, same_weights, settings
-from forked import (
-    Fault,
-    Finished,
-    arrange,
-    hang_up,
-    interrupt,
-    resume,
-    terminate,
-    train,
-)
+from forked import Fault, Finished, hang_up, interrupt, resume, terminate, train
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -132,7 +123,7 @@ def open_terminal() -> None:
     fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
     os.dup2(terminal, 1)
     os.dup2(terminal, 2)
-    arrange(Fault("train_cifar.evaluate", partial(os.close, window), 2))
+    Fault("train_cifar.evaluate", partial(os.close, window), 2)()
 
 
 def test_a_terminal_that_is_closed_saves_the_run(image_folder, tmp_path):

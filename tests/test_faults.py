@@ -265,11 +265,6 @@ def full_output() -> None:
     os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
 
 
-def flush() -> None:
-    """What Python does with stdout when it ends."""
-    sys.stdout.flush()
-
-
 def no_streams() -> None:
     """Start the program as `>&- 2>&-` does."""
     os.close(1)
@@ -282,8 +277,7 @@ def test_output_that_cannot_be_written_ends_the_run(image_folder, tmp_path, whol
     """And is named; not the run folder, which is in order. Where nobody is to hear, it goes on."""
     run_dir = tmp_path / "run"
     words, failed = one_epoch(image_folder, run_dir), "failed: the output cannot be written"
-    full = train(words, run_dir, full_output, Fault("train_cifar.main", flush, after=True))
-    assert complaint(full).startswith(f"{failed} (No space left")
+    assert complaint(train(words, run_dir, full_output)).startswith(f"{failed} (No space left")
     assert not run_dir.exists()  # what was lost comes before
     fault = Fault("train_cifar.evaluate", close_reader, 2)
     assert complaint(train(words, run_dir, fault)).startswith(f"{failed} (nobody reads it)")

@@ -1,7 +1,6 @@
 """A stand-in for CIFAR-10 that needs no download: pictures of ten shapes, drawn by NumPy.
 
-Every shape is a signed distance: a function of the pixel's place that is negative inside the shape
-and positive outside. Each array operation draws many pictures: all 60,000 take about 3 seconds.
+Every shape is a signed distance: a function of the place, negative inside and positive outside.
 """
 
 import numpy as np
@@ -78,7 +77,8 @@ def draw_chunk(labels: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]
     def random(low: float, high: float) -> np.ndarray:  # a number for each picture
         return rng.uniform(low, high, (len(labels), 1, 1)).astype(np.float32)
 
-    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32) - (SIZE - 1) / 2  # pixels from the middle
+    # Pixels from the middle, as a column and a row: what depends on one of them is soon computed.
+    y, x = (places.astype(np.float32) - (SIZE - 1) / 2 for places in np.ogrid[:SIZE, :SIZE])
 
     # A background that changes slowly: light where the shape is dark, or the other way round.
     light = 0.55 * rng.integers(2, size=(len(labels), 1, 1)).astype(np.float32)

@@ -7,7 +7,6 @@ what to do.
 import io
 import os
 import re
-import resource
 import shlex
 import signal
 import sys
@@ -340,6 +339,8 @@ def test_folder_that_cannot_be_made(server):
 
 @pytest.mark.parametrize("archive_fits", [False, True])
 def test_disk_full(tmp_path, server, archive_fits):
+    import resource  # not on Windows
+
     if archive_fits:
         (tmp_path / ARCHIVE_NAME).write_bytes(server.archive)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -3,7 +3,7 @@
     python train_cifar.py
     tensorboard --logdir runs
 
-69 s on 2 cores of an AMD EPYC; 55.0 % of the test images are right after 2 epochs (median of five
+33 s on 2 cores of an AMD EPYC; 55.0 % of the test images are right after 2 epochs (median of five
 seeds: 52.6 to 55.5 %).
 
 In the order of the notes; main, at the end, puts it together: start reading there. How a picture

@@ -72,6 +72,7 @@ def fill_in(page: str, results: list[dict]) -> str:
     def figure(found: re.Match[str]) -> str:
         value = look_up(results, found["path"]) * (100 if unit_of(found["path"]) == " %" else 1)
         digits = len(found["number"].partition(".")[2])
+        value = round(value, digits) + 0.0  # never -0.00
         return f"{value:,.{digits}f}{found['unit'] or ''}<!-- figure: {found['path']} -->"
 
     return FIGURE.sub(figure, page)

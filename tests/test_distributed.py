@@ -235,7 +235,7 @@ def test_torchrun_ends_with_an_error_when_a_process_dies(line, tmp_path):
     status, said = finish(start_torchrun(words, output, death), output)
     assert status == 1
     assert said.count("train_cifar.py: failed: another process of this run has ended") == 1
-    assert "SIGKILL" in said  # torchrun's own report
+    assert "ChildFailedError" in said  # torchrun's own report; which death it names is chance
     assert load_checkpoint(tmp_path / "run")["progress"]["step"] == 2
 
 

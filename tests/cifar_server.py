@@ -13,6 +13,7 @@ import tarfile
 import threading
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +34,13 @@ def tar_gz(members: list[tuple[str | tarfile.TarInfo, bytes]]) -> bytes:
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return file.getvalue()
+
+
+def put_files(folder: Path, files: dict[str, bytes]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
 
 
 @dataclass

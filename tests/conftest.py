@@ -27,7 +27,8 @@ OUR_CALLS = rf"error:::(support\.)?({'|'.join(sorted(OURS))})$"
 NO_FONT = "ignore:no font with Chinese characters"
 os.environ["PYTHONWARNINGS"] = NO_FONT  # in programs that the tests start
 # Two files are tested at a time: on two cores, several threads of each would wait for the other's.
-os.environ["OMP_NUM_THREADS"] = "1"
+# And a fork, whose threads are not those of its parent, may hang when OpenMP wants more than one.
+os.environ["OMP_NUM_THREADS"] = "1"  # in programs and forks
 torch.set_num_threads(1)
 device.ALL_THREADS = 1
 

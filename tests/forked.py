@@ -19,10 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 
 import train_cifar
-from support import device
 
 if "forkserver" not in multiprocessing.get_all_start_methods():
     pytest.skip("this system cannot fork a process", allow_module_level=True)
@@ -133,8 +131,6 @@ def run_here(words: list[str], output: Path, faults: Sequence[Callable[[], None]
     os.dup2(file, sys.stderr.fileno())
     sys.argv = ["train_cifar.py", *words]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    torch.set_num_threads(1)  # OpenMP may hang in a fork when it wants more
-    device.ALL_THREADS = 1
     for fault in faults:
         fault()
     sys.exit(train_cifar.main(words))

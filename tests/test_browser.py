@@ -10,16 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import CLASSES, ROOT, TEST_IMAGES, read_events, read_scalars, run_tiny
 from PIL import Image
+from sick_runs import predict
 from sklearn.metrics import precision_recall_fscore_support
 from torch.utils.tensorboard import SummaryWriter
 
 import viz
-from data import read_source
-from model import Net
-from support.checkpoint import load_checkpoint
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs tests/requirements.txt")
 expect = sync_api.expect
@@ -294,14 +291,10 @@ def test_the_summary_is_what_the_run_ended_with(run_dir):
     assert summary["settings"]["lr"] == "0.001"
     assert summary["settings"]["classes"] == ", ".join(NAMES)
 
-    saved = load_checkpoint(run_dir)
-    _, test, _ = read_source(saved["settings"]["data"], "", [])
-    net = Net(len(NAMES))
-    net.load_state_dict(saved["net"])
-    images, labels = test.batch(range(len(test)))
-    with torch.no_grad():
-        preds = net(images).argmax(dim=1)
-    precision, recall, _, counts = precision_recall_fscore_support(labels, preds, zero_division=0)
+    _, _, test, logits = predict(run_dir)
+    precision, recall, _, counts = precision_recall_fscore_support(
+        test.labels, logits.argmax(dim=1), zero_division=0
+    )
     assert list(summary["classes"]) == NAMES
     for index, found in enumerate(summary["classes"].values()):
         assert found["images"] == counts[index] == TEST_IMAGES

@@ -258,10 +258,7 @@ def test_shapes_have_the_size_of_cifar10_and_are_the_same_for_any_seed(few_shape
 @pytest.fixture
 def cifar10_dir(tmp_path, tiny) -> Path:
     """A data directory with the files of a tiny CIFAR-10, already unpacked; there is no mirror."""
-    (tmp_path / CIFAR10.base_folder).mkdir()
-    for name, content in tiny.files.items():
-        (tmp_path / CIFAR10.base_folder / name).write_bytes(content)
-    return tmp_path
+    return cifar_server.put_files(tmp_path / CIFAR10.base_folder, tiny.files).parent
 
 
 @pytest.mark.parametrize("source", ["cifar10", "auto"])

@@ -108,7 +108,6 @@ def of_two(words, tmp_path_factory) -> Path:
     done = subprocess.run(
         [*command, train_cifar.__file__, *map(str, words)],
         cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         encoding="utf-8",
         timeout=HANG,

@@ -20,7 +20,7 @@ import cifar_server
 import forked
 import numpy as np
 import pytest
-from cifar_server import TinyCifar, tar_gz
+from cifar_server import TinyCifar, put_files, tar_gz
 from torchvision.datasets import CIFAR10
 
 import data
@@ -60,13 +60,6 @@ def error_of(data_dir: Path, *urls: str) -> str:
     assert message.isprintable()  # hence one line
     assert not list((data_dir / BASE).glob("*"))
     return message
-
-
-def put_files(folder: Path, files: dict[str, bytes]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    return folder
 
 
 def files_in(folder: Path) -> dict[str, bytes]:

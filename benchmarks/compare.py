@@ -127,11 +127,8 @@ def measure_steps(words: list[str]) -> dict[str, dict[str, float]]:
     from support.device import ALL_THREADS
 
     run = train_cifar.make_run(train_cifar.parse_args(words))
-    loader, losses, criterion = (
-        run.data.train_loader,
-        torch.zeros(STEPS),
-        torch.nn.CrossEntropyLoss(),
-    )
+    loader = run.data.train_loader
+    losses, criterion = torch.zeros(STEPS), torch.nn.CrossEntropyLoss()
     one_by_one = torch.utils.data.DataLoader(OneByOne(loader.dataset), batch_size=4, shuffle=True)
     rows = {  # threads, oneDNN, fused, no denormals, batches
         "notes": (ALL_THREADS, True, False, False, one_by_one),

@@ -1,7 +1,7 @@
 """The notes' way of training, for comparison: written anew, corrected only where it would not run.
 
 Images are opened and normalised one by one, a step ends with `.item()`, the figure is 12 by 48
-inches, and softmax is taken image by image. Nothing else in the project uses this file.
+inches, and softmax is taken image by image. Only compare.py uses this file.
 """
 
 from pathlib import Path

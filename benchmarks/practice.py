@@ -7,14 +7,14 @@ The first makes practice/runs/a to h, the second another set, for a teacher; bot
 """
 
 import argparse
-import functools
 import random
 import re
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from figures import ROOT, measure_all, read_events
+from figures import ROOT, read_events
 from sick_runs import run
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -83,12 +83,13 @@ def main() -> None:
     args = parser.parse_args()
 
     names, first = answers(args.seed), 1000 + 10 * args.seed  # the pages show the seeds from 0 on
-    with tempfile.TemporaryDirectory() as folder:
-        made = {}
-        for seed, (letter, name) in enumerate(names.items(), first):
-            where = args.out / "runs" / letter, Path(folder)
-            made[letter] = functools.partial(make, name, args.data, seed, *where)
-        measure_all(made, Path(folder, "made"), args.jobs)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
+        made = [
+            pool.submit(make, name, args.data, seed, args.out / "runs" / letter, Path(folder))
+            for seed, (letter, name) in enumerate(names.items(), first)
+        ]
+        for one in made:
+            one.result()
     for letter, name in names.items():
         print(letter, name)
 
